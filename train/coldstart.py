@@ -68,7 +68,14 @@ class SftConfig:
     num_validation: int = 100
 
 
-FAMILY_WEIGHTS = {"count": 1.2, "exist": 1.2, "sum": 2.0, "compare": 1.6, "describe": 1.3}
+FAMILY_WEIGHTS = {
+    "count": 1.2,
+    "exist": 1.2,
+    "relation": 1.5,
+    "compare": 1.4,
+    "sum": 2.0,
+    "describe": 1.6,
+}
 
 
 def training_world(reasoning_length: int = 3, error_rate: float = 0.25) -> WorldConfig:

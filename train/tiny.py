@@ -26,12 +26,12 @@ _ALL = SftConfig(lr=1.5e-3, scenes=12, decay_frac=0.0, error_rate=0.0, num_valid
 # Each stage goes on where the one before stopped; `steps` counts from the first. The decoder
 # learns to reason from written captions, then to read them off the picture, then to look again.
 STAGES = (
-    replace(_ALL, steps=800, short_steps=800, questions=4, pictures=False, caption_weight=0.0),
-    replace(_ALL, steps=1500, short_steps=1500, questions=4, train_tower=False, caption_weight=1.0),
+    replace(_ALL, steps=1000, short_steps=1000, questions=4, pictures=False, caption_weight=0.0),
+    replace(_ALL, steps=1750, short_steps=1750, questions=4, train_tower=False, caption_weight=1.0),
     replace(
         _ALL,
-        steps=2150,
-        short_steps=1500,
+        steps=2500,
+        short_steps=1750,
         questions=3,
         caption_weight=0.5,
         error_rate=0.25,
@@ -40,7 +40,9 @@ STAGES = (
 )
 
 
-def recipe(seed: int, scale: float) -> tuple[PretrainConfig, tuple[SftConfig, ...]]:
+def recipe(
+    seed: int, scale: float, reattention: str = "copy"
+) -> tuple[PretrainConfig, tuple[SftConfig, ...]]:
     """The configs of all stages; `scale` multiplies their steps (for a trial)."""
 
     def steps(num: int) -> int:
@@ -49,7 +51,13 @@ def recipe(seed: int, scale: float) -> tuple[PretrainConfig, tuple[SftConfig, ..
     return (
         replace(PRETRAIN, seed=seed, steps=steps(PRETRAIN.steps)),
         tuple(
-            replace(s, seed=seed, steps=steps(s.steps), short_steps=round(s.short_steps * scale))
+            replace(
+                s,
+                seed=seed,
+                reattention=reattention,
+                steps=steps(s.steps),
+                short_steps=round(s.short_steps * scale),
+            )
             for s in STAGES
         ),
     )
@@ -59,12 +67,14 @@ def recipe(seed: int, scale: float) -> tuple[PretrainConfig, tuple[SftConfig, ..
 @click.option("--seed", default=0, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="the checkpoint")
 @click.option("--runs", type=click.Path(path_type=Path), help="state and metrics  [OUTPUT-runs]")
+@click.option("--reattention", type=click.Choice(["copy", "none"]), default="copy",
+              show_default=True, help="put in before a reflection, in the last stage")  # fmt: skip
 @click.option("--scale", default=1.0, show_default=True, help="of the numbers of steps")
-def main(seed: int, output: Path, runs: Path | None, scale: float) -> None:
+def main(seed: int, output: Path, runs: Path | None, reattention: str, scale: float) -> None:
     """Train the small LookWorld checkpoint; goes on where an earlier run stopped."""
     keep_heap()
     runs = runs or output.with_name(output.name + "-runs")
-    first, stages = recipe(seed, scale)
+    first, stages = recipe(seed, scale, reattention)
     started = time.monotonic()
     tower = pretrain(first, runs / "pretrain")
     pretrained = time.monotonic()

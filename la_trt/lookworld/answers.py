@@ -178,14 +178,15 @@ def _matter(
         total, summed = 0, []
         for s in seen:
             if s.digit is not None:
+                words = f"{total} and {s.digit} make {total + s.digit}"
+                summed.append(Step(f"{s.cell} number {s.digit}, {words};", (s,)))
                 total += s.digit
-                summed.append(Step(f"{s.cell} number {s.digit}, sum {total};", (s,)))
         return summed
     if family == "describe":
         kinds: dict[str, list[Seen]] = {}
         for s in seen:
             kinds.setdefault(f"{s.colour} {s.shape}", []).append(s)
-        return [Step(f"{kind}: {len(of)};", tuple(of)) for kind, of in kinds.items()]
+        return [Step(f"{of[0].cell} {kind}: {len(of)};", tuple(of)) for kind, of in kinds.items()]
     found = [next(s for s in seen if f.matches(s)) for f in filters]
     a = found[0]
     head = f"{a.cell} {filters[0].of(a)}"
@@ -205,8 +206,12 @@ def _matter(
     return [
         Step(f"{head};", (a,)),
         Step(f"{b.cell} {filters[1].of(b)};", (b,)),
-        Step(f"{axis} {at} to {other} is {relation.split('-')[0]};", (a, b)),
+        Step(f"{axis} {at} to {other} is {_word(relation)}, asked {_word(kind)};", (a, b)),
     ]
+
+
+def _word(relation: str) -> str:
+    return relation.split("-")[0]
 
 
 def _tally(f: Filter, seen: Sequence[Seen]) -> list[Step]:
