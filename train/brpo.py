@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from la_trt.api import end_tokens
 from la_trt.errors import LookAgainError, UsageError
 from la_trt.files.atomic import atomic_file
+from la_trt.lookworld import WorldConfig
 from la_trt.model import QwenVL
 from la_trt.model.weights import load_model, save_pretrained
 from la_trt.processor.prompt import Processor
@@ -29,6 +31,7 @@ from la_trt.session import Session
 from train.actor import DTYPES, make_actor
 from train.board import Board
 from train.checkpointing import load_state, save_state
+from train.coldstart import training_world
 from train.options import setting_options, with_settings
 from train.parallel import join
 from train.precision import fast_attention
@@ -46,6 +49,7 @@ from train.rollout import (
 from train.tasks import FileTasks, LookWorldTasks, Task, Tasks, with_pixel_limit
 from train.update import Row, Updater, mean_metrics, means
 from train.validate import quick_scores
+from train.worlds import read_world
 
 FREE = ("steps", "save_every", "validate_every", "num_validation", "tensorboard")
 
@@ -61,11 +65,13 @@ class Trainer:
         *,
         data: Path | None = None,
         images: Path | None = None,
+        world: WorldConfig | None = None,
         device: str = "cpu",
         make_engine: EngineFactory | None = None,
     ) -> None:
         self.config, self.ckpt, self.output, self.device = config, ckpt, output, device
         self.rank, self.world = join()
+        world = world or training_world()
         processor = Processor.from_pretrained(ckpt)
         self.processor = with_pixel_limit(processor, config.rollout.max_pixels)
         if device == "cuda":
@@ -74,7 +80,7 @@ class Trainer:
         self.eos = end_tokens(model.config, processor, ckpt)
         self.policy = resolve_policy(config.rollout.policy)
         self.make_engine = make_engine or engine_factory(config.rollout, ckpt)
-        self.origin = {"start": fingerprint(model), "data": "lookworld"}
+        self.origin = {"start": fingerprint(model)}
         dtype = DTYPES[config.optim.dtype]
         self.reference = copy.deepcopy(model).to(dtype) if config.objective.beta else None
         self.actor = make_actor(model, config.optim, device)
@@ -85,7 +91,7 @@ class Trainer:
         self.step = 0
         state = load_state(self.path)
         position = 0 if state is None else state["position"]
-        self.tasks = self._tasks(data, images, position)
+        self.tasks = self._tasks(data, images, world, position)
         if state is not None:
             self._resume(state)
 
@@ -94,10 +100,13 @@ class Trainer:
         """The file that a later run goes on from."""
         return self.output / "brpo.pt"
 
-    def _tasks(self, data: Path | None, images: Path | None, position: int) -> Tasks:
+    def _tasks(
+        self, data: Path | None, images: Path | None, world: WorldConfig, position: int
+    ) -> Tasks:
         seed = self.config.run.seed
         if data is None:
-            return LookWorldTasks(self.processor, seed=seed, position=position)
+            self.origin["data"] = f"lookworld {world}"
+            return LookWorldTasks(self.processor, seed=seed, world=world, position=position)
         rollout, text = self.config.rollout, self.actor.model.config.text
         longest = min(rollout.max_length, text.max_position_embeddings) - rollout.max_completion
         tasks = FileTasks(
@@ -240,6 +249,7 @@ def report(trainer: Trainer, metrics: dict[str, float], log: RunLog, board: Boar
 )
 @click.option("--data", type=click.Path(path_type=Path), help="JSONL of questions  [LookWorld]")
 @click.option("--images", type=click.Path(path_type=Path), help="where its pictures are")
+@click.option("--world", multiple=True, help="LookWorld's dials, such as clutter=0.5")
 @click.option("--device", default="cpu", show_default=True)
 @setting_options(BrpoConfig)
 def main(
@@ -248,15 +258,20 @@ def main(
     preset: str,
     data: Path | None,
     images: Path | None,
+    world: tuple[str, ...],
     device: str,
     **values: Any,
 ) -> None:
     """Train a model by reinforcement on its own answers."""
     try:
         config = with_settings(PRESETS[preset], values)
-        shown = json.dumps({"preset": preset, **config.to_dict()}, indent=1)
+        asked = read_world(world)
+        said = {"preset": preset, **config.to_dict(), "world": asdict(asked)}
+        shown = json.dumps(said, indent=1)
         click.echo(shown, err=True)
-        trainer = Trainer(config, ckpt, output, data=data, images=images, device=device)
+        trainer = Trainer(
+            config, ckpt, output, data=data, images=images, world=asked, device=device
+        )
         if trainer.rank == 0:
             with atomic_file(output / "brpo_config.json") as file:
                 file.write(shown.encode() + b"\n")

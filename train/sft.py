@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from train.schedule import warmup_stable_decay
 from train.tasks import with_pixel_limit
 from train.trainee import Trainee
 from train.turns import FileTurns, LookWorldTurns, Turns
+from train.worlds import read_world
 
 PLAIN = ("step", "positions", "skipped", "origin")
 FREE = ("steps", "epochs", "save_every", "tensorboard", "micro_batch", "recompute")
@@ -292,25 +293,6 @@ def sft(trainer: Trainer) -> Path:
                 trainer.save()
     board.close()
     return trainer.export()
-
-
-def read_world(settings: Sequence[str]) -> WorldConfig:
-    """The cold start's world with dials from texts `name=value`, value in JSON.
-
-    Raises UsageError.
-    """
-    values = {}
-    for text in settings:
-        name, _, value = text.partition("=")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            raise UsageError(f"world {text!r}: expected name=value, the value JSON") from None
-    try:
-        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        return replace(training_world(), **values | lists)
-    except TypeError as error:
-        raise UsageError(f"world: {error}") from None
 
 
 @click.command()

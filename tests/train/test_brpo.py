@@ -22,6 +22,7 @@ from la_trt.model.weights import load_model
 from tests.tiny import write_tiny_checkpoint
 from train.board import Board
 from train.brpo import Trainer, brpo, main
+from train.coldstart import training_world
 from train.options import with_settings
 from train.presets_brpo import (
     PRESETS,
@@ -196,6 +197,9 @@ def test_a_run_goes_on_with_its_own_settings_only(ckpt: Path, tmp_path: Path) ->
     changed = write_tiny_checkpoint(tmp_path / "changed", seed=1)
     with pytest.raises(UsageError, match=r"other --ckpt or --data \(start\)"):
         Trainer(TRIAL, changed, tmp_path / "run")
+    elsewhere = replace(training_world(), clutter=0.5)
+    with pytest.raises(UsageError, match=r"other --ckpt or --data \(data\)"):
+        Trainer(TRIAL, ckpt, tmp_path / "run", world=elsewhere)
 
 
 def test_answers_left_out_leave_the_weights_alone(ckpt: Path, tmp_path: Path) -> None:
@@ -326,16 +330,23 @@ def test_sharded_runs_resume_bit_for_bit(ckpt: Path, tmp_path: Path) -> None:
 def test_command_line_saves_its_settings(ckpt: Path, tmp_path: Path) -> None:
     common = ["--ckpt", str(ckpt), "--output", str(tmp_path)]
     result = CliRunner().invoke(
-        main, [*common, *OPTIONS, "--steps", "1", "--questions", "1", "--clip-high", "0.3"]
+        main,
+        [
+            *(*common, *OPTIONS, "--steps", "1", "--questions", "1", "--clip-high", "0.3"),
+            *("--world", "clutter=0.5"),
+        ],
     )
     assert result.exit_code == 0, result.output
     saved = json.loads((tmp_path / "brpo_config.json").read_text())
     assert saved["preset"] == "lookworld-tiny" and saved["objective"]["clip_high"] == 0.3
     assert saved["rollout"]["group_size"] == 4 and saved["reward"]["ideal_length"] == 30.0
+    assert saved["world"]["clutter"] == 0.5 and saved["world"]["reasoning_length"] == 3
     line = metrics(tmp_path)[0]
     assert {"reward_accuracy", "reward_format", "reward_balance", "kl", "clip_frac"} <= set(line)
     refused = CliRunner().invoke(main, [*common, "--temperature", "0"])
     assert refused.exit_code == 2 and "error[E_USAGE]: temperature" in refused.output
+    refused = CliRunner().invoke(main, [*common, "--world", "clutter=much"])
+    assert refused.exit_code == 2 and "expected name=value, the value JSON" in refused.output
 
 
 def test_presets_hold_the_papers_values() -> None:
