@@ -22,6 +22,7 @@ class TokenEvent:
 
     `sequence` counts the sequences of the batch, `step` the generated tokens from 0.
     `logprob` is its log-probability under the model (temperature 1, before penalties).
+    `top_logprobs`: (id, logprob) of the most likely tokens, best first, where asked for.
     """
 
     sequence: int
@@ -30,6 +31,7 @@ class TokenEvent:
     text: str
     logprob: float
     forced: bool = False
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

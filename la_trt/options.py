@@ -27,6 +27,7 @@ class GenerationOptions:
     draws from stream j of the seed. `forced`: ids that the answer begins with, in place of
     sampled ones; they count as generated, so a forced `<REFLECTION>` triggers.
     `masses`: fill `Result.step_masses` even if the policy has no need of them.
+    `top_logprobs`: how many of the most likely tokens each `TokenEvent` names.
     """
 
     policy: Policy = field(default_factory=_default_policy)
@@ -38,6 +39,7 @@ class GenerationOptions:
     num_samples: int = 1
     forced: tuple[int, ...] = ()
     masses: bool = False
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "num_samples"):

@@ -132,6 +132,12 @@ class SequenceState:
     def layout(self) -> VisualLayout:
         return self._layout
 
+    def skip(self, num_cached: int) -> None:
+        """Leave out the first tokens of the prompt, which the slot already holds."""
+        if num_cached:
+            assert self.queue is not None and 0 < num_cached < len(self.queue), "skip: all or none"
+            _, self.queue = self.queue.split(num_cached)
+
     def prepare(self) -> None:
         """Fill the queue with the last token, after the visual tokens that go before it."""
         if self.queue is not None:
@@ -260,14 +266,16 @@ class SequenceState:
             token = self._sampler.draw(logits, banned=self._banned())
         self._sampler.accept(token)
         self._tokens.append(token)
+        total = log_partition(logits)
         events.append(
             TokenEvent(
                 sequence=self.index,
                 step=len(self._tokens) - 1,
                 token_id=token,
                 text=self._advance_text(token),
-                logprob=float(logits[token]) - log_partition(logits),
+                logprob=float(logits[token]) - total,
                 forced=forced,
+                top_logprobs=_best_tokens(logits, total, self.options.top_logprobs),
             )
         )
         return events + self._reflection_events(token)
@@ -345,3 +353,14 @@ class SequenceState:
             num_reflections=self._num_reflections,
             step_masses=masses,
         )
+
+
+def _best_tokens(logits: FloatArray, total: float, count: int) -> tuple[tuple[int, float], ...]:
+    """(id, logprob) of the `count` most likely tokens, ties to the lower id."""
+    if count == 0:
+        return ()
+    count = min(count, len(logits))
+    threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
+    found = np.flatnonzero(logits >= threshold)
+    order = found[np.argsort(-logits[found], kind="stable")][:count]
+    return tuple((int(i), float(logits[i]) - total) for i in order)

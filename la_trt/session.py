@@ -5,39 +5,20 @@ A session drives one engine. It knows policies and tags; the engine knows neithe
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from la_trt.engines.base import Engine, FloatArray, Step, VisualKeys
-from la_trt.errors import InputError, MachineError, UsageError
+from la_trt.batch import DEFAULT_PREFILL_CHUNK, Batch, Request, Slots
+from la_trt.engines.base import Engine
+from la_trt.errors import InputError, UsageError
 from la_trt.events import DoneEvent, Event, Result
 from la_trt.limits import Limits
 from la_trt.options import GenerationOptions
 from la_trt.processor.types import Prompt
-from la_trt.reattention.inject import Chunk
-from la_trt.reattention.select import num_selected
-from la_trt.sequence import SequenceState, Vocabulary
+from la_trt.sequence import Vocabulary
 from la_trt.tags import TagIds, TokenTable
 
-__all__ = ["GenerationOptions", "Session"]
-
-DEFAULT_PREFILL_CHUNK = 512
-
-
-@dataclass(slots=True)
-class _Request:
-    """A prompt waiting for its samples; the vision tower runs at the first of them."""
-
-    prompt: Prompt
-    options: GenerationOptions
-    first_index: int
-    next_sample: int = 0
-    visual_embeds: FloatArray | None = None
+__all__ = ["DEFAULT_PREFILL_CHUNK", "GenerationOptions", "Session"]
 
 
 class Session:
@@ -105,12 +86,14 @@ class Session:
             raise UsageError(f"options: expected {len(prompts)}, one a prompt, got {len(options)}")
         requests, index = [], 0
         for prompt, option in zip(prompts, options, strict=True):
-            self._check(prompt, option)
-            requests.append(_Request(prompt=prompt, options=option, first_index=index))
+            self.check(prompt, option)
+            self._warn(option)
+            requests.append(Request(prompt=prompt, options=option, first_index=index))
             index += option.num_samples
         return self._run(requests)
 
-    def _check(self, prompt: Prompt, options: GenerationOptions) -> None:
+    def check(self, prompt: Prompt, options: GenerationOptions) -> None:
+        """Nothing; raises UsageError or InputError where the engine cannot answer that."""
         options.check(self._limits)
         limits, policy = self.engine.limits, options.policy
         length = len(prompt.input_ids)
@@ -130,6 +113,9 @@ class Session:
         vocab_size = self.engine.config.text.vocab_size
         if any(i >= vocab_size for i in options.forced):
             raise UsageError(f"forced: token ids must be below {vocab_size}", name="E_OPTION")
+
+    def _warn(self, options: GenerationOptions) -> None:
+        policy = options.policy
         if policy.trigger.kind == "reflection" and self.tags.reflection_open is None:
             warnings.warn(
                 f"policy {policy.name!r} never looks again: the checkpoint has no "
@@ -137,139 +123,21 @@ class Session:
                 stacklevel=4,
             )
 
-    def _run(self, requests: Sequence[_Request]) -> Iterator[Event]:
-        waiting, active = deque(requests), list[SequenceState]()
-        try:
-            while waiting or active:
-                self._admit(waiting, active)
-                events = self._advance(active)
-                for state in [s for s in active if s.finish is not None]:
-                    active.remove(state)
-                    self.engine.free(state.slot)
-                    events.append(DoneEvent(sequence=state.index, result=state.result()))
-                yield from events
-        finally:
-            for state in active:
-                self.engine.free(state.slot)
-
-    def _admit(self, waiting: deque[_Request], active: list[SequenceState]) -> None:
-        """Start waiting sequences while the engine has room for them."""
-        while waiting and len(active) < self.engine.limits.max_batch:
-            request = waiting[0]
-            capacity = self._capacity(request)
-            try:
-                slot = self.engine.alloc(capacity)
-            except MachineError:
-                if active:
-                    return
-                raise
-            try:
-                active.append(self._start(request, slot, capacity))
-            except BaseException:
-                self.engine.free(slot)
-                raise
-            request.next_sample += 1
-            if request.next_sample == request.options.num_samples:
-                waiting.popleft()
-
-    def _start(self, request: _Request, slot: int, capacity: int) -> SequenceState:
-        prompt, vision_ms = request.prompt, 0.0
-        if request.visual_embeds is None and prompt.num_visual:
-            started = time.perf_counter()
-            request.visual_embeds = self.engine.vision(prompt.pixel_values, prompt.image_grid_thw)
-            vision_ms = (time.perf_counter() - started) * 1e3
-        state = SequenceState(
-            index=request.first_index + request.next_sample,
-            sample=request.next_sample,
-            prompt=prompt,
-            options=request.options,
-            vocabulary=self._vocabulary,
-            engine=self.engine,
-            slot=slot,
-            capacity=capacity,
-            visual_embeds=request.visual_embeds,
+    def open_batch(self, *, slots: Slots | None = None, prefill_chunk: int | None = None) -> Batch:
+        """An empty running batch on this session's engine; only one may run at a time."""
+        return Batch(
+            self.engine,
+            self._vocabulary,
+            prefill_chunk=prefill_chunk or self._prefill_chunk,
+            slots=slots,
         )
-        state.clock.vision_ms = vision_ms
-        return state
 
-    def _capacity(self, request: _Request) -> int:
-        """KV positions for the prompt, `max_tokens`, and as many injections as may come."""
-        options, policy = request.options, request.options.policy
-        needed = len(request.prompt.input_ids) + options.max_tokens
-        if policy.injects:
-            per_injection = num_selected(policy.select, request.prompt.num_visual)
-            needed += per_injection * min(policy.max_reflections, options.max_tokens)
-        return min(needed, self.engine.limits.max_len)
-
-    def _advance(self, active: Sequence[SequenceState]) -> list[Event]:
-        """One engine step; returns the events of the sequences that got a token."""
-        started = time.perf_counter()
-        for state in active:
-            state.prepare()
-        parts = self._take(active)
-        ended = [state.queue is None for state, _ in parts]
-        output = self.engine.forward(_pack(parts, ended))
-        ms = (time.perf_counter() - started) * 1e3
-        for state in active:
-            state.spend(ms)
-        events: list[Event] = []
-        for b, (state, _) in enumerate(parts):
-            if ended[b]:
-                mass = output.visual_mass[b] if output.visual_mass else None
-                events += state.accept(output.logits[b], mass if state.wants_mass else None)
-        return events
-
-    def _take(self, active: Sequence[SequenceState]) -> list[tuple[SequenceState, Chunk]]:
-        """What each sequence contributes to this step, taken off its queue.
-
-        Single tokens always go; longer chunks share `prefill_chunk` tokens in order.
-        """
-        budget, parts = self._prefill_chunk, []
-        for state in active:
-            assert state.queue is not None, "a sequence with nothing to forward"
-            size = len(state.queue)
-            if size > 1:
-                size = min(size, budget)
-                if size == 0:
-                    continue
-                budget -= size
-            chunk, rest = state.queue.split(size)
-            state.queue = rest if len(rest) else None
-            parts.append((state, chunk))
-        return parts
-
-
-def _pack(parts: Sequence[tuple[SequenceState, Chunk]], ended: Sequence[bool]) -> Step:
-    """One packed step of the chunks; the mass is asked for only where a queue ends."""
-    offsets: dict[int, int] = {}
-    tables: list[FloatArray] = []
-    rows = []
-    for state, chunk in parts:
-        row = chunk.visual_row
-        if (row >= 0).any():
-            table = state.visual_embeds
-            assert table is not None, "visual rows without visual embeddings"
-            if id(table) not in offsets:
-                offsets[id(table)] = sum(len(t) for t in tables)
-                tables.append(table)
-            row = np.where(row >= 0, row + offsets[id(table)], -1)
-        rows.append(row)
-    keys: tuple[VisualKeys | None, ...] = tuple(
-        state.layout.keys() if end and state.wants_mass else None
-        for (state, _), end in zip(parts, ended, strict=True)
-    )
-    return Step(
-        slots=tuple(state.slot for state, _ in parts),
-        cu_seqlens=np.cumsum([0, *(len(chunk) for _, chunk in parts)], dtype=np.int64),
-        input_ids=np.concatenate([chunk.input_ids for _, chunk in parts]),
-        position_ids=np.ascontiguousarray(
-            np.concatenate([chunk.position_ids for _, chunk in parts], axis=1)
-        ),
-        visual_row=np.concatenate(rows) if tables else None,
-        visual_embeds=None
-        if not tables
-        else tables[0]
-        if len(tables) == 1
-        else np.concatenate(tables),
-        visual_keys=keys if any(k is not None for k in keys) else (),
-    )
+    def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
+        batch = self.open_batch()
+        try:
+            for request in requests:
+                batch.add(request)
+            while batch.busy:
+                yield from batch.step()
+        finally:
+            batch.close()

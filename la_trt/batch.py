@@ -1,0 +1,284 @@
+"""The running batch: sequences join and leave between the steps of one engine."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from la_trt.engines.base import Engine, FloatArray, Step, VisualKeys
+from la_trt.errors import MachineError
+from la_trt.events import DoneEvent, Event
+from la_trt.options import GenerationOptions
+from la_trt.processor.types import Prompt
+from la_trt.reattention.inject import Chunk
+from la_trt.reattention.select import num_selected
+from la_trt.sequence import SequenceState, Vocabulary
+
+DEFAULT_PREFILL_CHUNK = 512
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """A prompt and its samples, which are the sequences first_index, first_index + 1, ...
+
+    `visual_embeds` (M, E): None lets the vision tower run at the first sample.
+    `image_digests`: what tells the images of the prompt apart, one each, where the slots of
+    the batch keep prefixes; else empty.
+    """
+
+    prompt: Prompt
+    options: GenerationOptions
+    first_index: int
+    visual_embeds: FloatArray | None = None
+    image_digests: tuple[bytes, ...] = ()
+    next_sample: int = 0
+
+
+class Slots(Protocol):
+    """Where the sequences of a batch get their KV slots from."""
+
+    def acquire(self, request: Request, capacity: int) -> tuple[int, int]:
+        """A slot for `capacity` tokens, and how many tokens of the prompt it already holds.
+
+        Fewer than all of them: the last one has to run. Raises MachineError when none is left.
+        """
+        ...
+
+    def release(self, slot: int, request: Request, *, finished: bool) -> None:
+        """Take a slot back; `finished` says that it holds the whole prompt, in order."""
+        ...
+
+
+class PlainSlots:
+    """A fresh slot of the engine for every sequence."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def acquire(self, request: Request, capacity: int) -> tuple[int, int]:
+        """An empty slot."""
+        return self._engine.alloc(capacity), 0
+
+    def release(self, slot: int, request: Request, *, finished: bool) -> None:
+        """Give the slot back to the engine."""
+        self._engine.free(slot)
+
+
+class Batch:
+    """Sequences of one engine, advanced together. Not thread-safe.
+
+    Requests start in the order in which they were added, one sample of each in turn. A
+    sequence that decodes gets one token a step; those still in their prompts share
+    `prefill_chunk` tokens evenly.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        *,
+        prefill_chunk: int = DEFAULT_PREFILL_CHUNK,
+        slots: Slots | None = None,
+    ) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._prefill_chunk = prefill_chunk
+        self._slots = slots or PlainSlots(engine)
+        self._waiting: deque[Request] = deque()
+        self._active: list[SequenceState] = []
+        self._requests: dict[int, Request] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._waiting or self._active)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have a slot."""
+        return len(self._active)
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV positions that the running sequences use."""
+        return sum(self._engine.length(state.slot) for state in self._active)
+
+    def add(self, request: Request) -> None:
+        """Let a request wait for its slots; it must have passed `Session.check`."""
+        self._waiting.append(request)
+
+    def step(self) -> list[Event]:
+        """The events of one engine step, after which finished sequences have left.
+
+        Raises MachineError where not even a sequence alone gets a slot; that request is gone.
+        """
+        self._admit()
+        if not self._active:
+            return []
+        events = self._advance()
+        for state in [s for s in self._active if s.finish is not None]:
+            self._leave(state, finished=state.finish != "numerical_error")
+            events.append(DoneEvent(sequence=state.index, result=state.result()))
+        return events
+
+    def cancel(self, first_index: int) -> None:
+        """Drop all samples of a request, the running ones too; unknown ones are fine."""
+        for request in [r for r in self._waiting if r.first_index == first_index]:
+            self._waiting.remove(request)
+        for state in list(self._active):
+            if self._requests[state.index].first_index == first_index:
+                self._leave(state, finished=False)
+
+    def close(self) -> None:
+        """Drop everything; every slot goes back."""
+        self._waiting.clear()
+        for state in list(self._active):
+            self._leave(state, finished=False)
+
+    def _leave(self, state: SequenceState, *, finished: bool) -> None:
+        self._active.remove(state)
+        self._slots.release(state.slot, self._requests.pop(state.index), finished=finished)
+
+    def _admit(self) -> None:
+        """Start waiting sequences while the engine has room for them."""
+        while self._waiting and len(self._active) < self._engine.limits.max_batch:
+            request = self._waiting[0]
+            capacity = self._capacity(request)
+            try:
+                slot, num_cached = self._slots.acquire(request, capacity)
+            except MachineError:
+                if self._active:
+                    return
+                self._waiting.popleft()
+                raise
+            try:
+                state = self._start(request, slot, capacity)
+            except BaseException:
+                self._waiting.popleft()
+                self._slots.release(slot, request, finished=False)
+                raise
+            state.skip(num_cached)
+            self._active.append(state)
+            self._requests[state.index] = request
+            request.next_sample += 1
+            self._waiting.popleft()
+            if request.next_sample < request.options.num_samples:
+                self._waiting.append(request)
+
+    def _start(self, request: Request, slot: int, capacity: int) -> SequenceState:
+        prompt, vision_ms = request.prompt, 0.0
+        if request.visual_embeds is None and prompt.num_visual:
+            started = time.perf_counter()
+            request.visual_embeds = self._engine.vision(prompt.pixel_values, prompt.image_grid_thw)
+            vision_ms = (time.perf_counter() - started) * 1e3
+        state = SequenceState(
+            index=request.first_index + request.next_sample,
+            sample=request.next_sample,
+            prompt=prompt,
+            options=request.options,
+            vocabulary=self._vocabulary,
+            engine=self._engine,
+            slot=slot,
+            capacity=capacity,
+            visual_embeds=request.visual_embeds,
+        )
+        state.clock.vision_ms = vision_ms
+        return state
+
+    def _capacity(self, request: Request) -> int:
+        """KV positions for the prompt, `max_tokens`, and as many injections as may come."""
+        options, policy = request.options, request.options.policy
+        needed = len(request.prompt.input_ids) + options.max_tokens
+        if policy.injects:
+            per_injection = num_selected(policy.select, request.prompt.num_visual)
+            needed += per_injection * min(policy.max_reflections, options.max_tokens)
+        return min(needed, self._engine.limits.max_len)
+
+    def _advance(self) -> list[Event]:
+        """One engine step; returns the events of the sequences that got a token."""
+        started = time.perf_counter()
+        for state in self._active:
+            state.prepare()
+        parts = self._take()
+        ended = [state.queue is None for state, _ in parts]
+        output = self._engine.forward(_pack(parts, ended))
+        ms = (time.perf_counter() - started) * 1e3
+        for state in self._active:
+            state.spend(ms)
+        events: list[Event] = []
+        for b, (state, _) in enumerate(parts):
+            if ended[b]:
+                mass = output.visual_mass[b] if output.visual_mass else None
+                events += state.accept(output.logits[b], mass if state.wants_mass else None)
+        return events
+
+    def _take(self) -> list[tuple[SequenceState, Chunk]]:
+        """What each sequence contributes to this step, taken off its queue."""
+        sizes = []
+        for state in self._active:
+            assert state.queue is not None, "a sequence with nothing to forward"
+            sizes.append(len(state.queue))
+        parts = []
+        for state, size in zip(self._active, _shares(sizes, self._prefill_chunk), strict=True):
+            if size:
+                assert state.queue is not None
+                chunk, rest = state.queue.split(size)
+                state.queue = rest if len(rest) else None
+                parts.append((state, chunk))
+        return parts
+
+
+def _shares(sizes: Sequence[int], budget: int) -> list[int]:
+    """How much of each queue runs: single tokens whole, the others even shares of `budget`.
+
+    What a short queue leaves over goes to the longer ones, so a short prompt never waits for
+    a long one to end.
+    """
+    shares = [min(size, 1) if size <= 1 else 0 for size in sizes]
+    long = sorted((i for i, size in enumerate(sizes) if size > 1), key=lambda i: sizes[i])
+    for rank, i in enumerate(long):
+        even = -(-budget // (len(long) - rank))
+        shares[i] = min(sizes[i], even, budget)
+        budget -= shares[i]
+    return shares
+
+
+def _pack(parts: Sequence[tuple[SequenceState, Chunk]], ended: Sequence[bool]) -> Step:
+    """One packed step of the chunks; the mass is asked for only where a queue ends."""
+    offsets: dict[int, int] = {}
+    tables: list[FloatArray] = []
+    rows = []
+    for state, chunk in parts:
+        row = chunk.visual_row
+        if (row >= 0).any():
+            table = state.visual_embeds
+            assert table is not None, "visual rows without visual embeddings"
+            if id(table) not in offsets:
+                offsets[id(table)] = sum(len(t) for t in tables)
+                tables.append(table)
+            row = np.where(row >= 0, row + offsets[id(table)], -1)
+        rows.append(row)
+    keys: tuple[VisualKeys | None, ...] = tuple(
+        state.layout.keys() if end and state.wants_mass else None
+        for (state, _), end in zip(parts, ended, strict=True)
+    )
+    return Step(
+        slots=tuple(state.slot for state, _ in parts),
+        cu_seqlens=np.cumsum([0, *(len(chunk) for _, chunk in parts)], dtype=np.int64),
+        input_ids=np.concatenate([chunk.input_ids for _, chunk in parts]),
+        position_ids=np.ascontiguousarray(
+            np.concatenate([chunk.position_ids for _, chunk in parts], axis=1)
+        ),
+        visual_row=np.concatenate(rows) if tables else None,
+        visual_embeds=None
+        if not tables
+        else tables[0]
+        if len(tables) == 1
+        else np.concatenate(tables),
+        visual_keys=keys if any(k is not None for k in keys) else (),
+    )
