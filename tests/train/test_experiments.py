@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,25 @@ from la_trt.errors import GateError, InputError, MachineError, UsageError
 from la_trt.lookworld import FAMILIES
 from train.experiments.__main__ import main, write_results
 from train.experiments.code import closure, code_version
-from train.experiments.plan import SFTS, VARIANTS, PlanConfig, checkpoint, make_plan
+from train.experiments.plan import (
+    MAIN,
+    SFTS,
+    VARIANTS,
+    WORLD,
+    PlanConfig,
+    checkpoint,
+    eval_name,
+    make_plan,
+)
 from train.experiments.plots import by_length
 from train.experiments.runner import Runner, _locked, plan_table
 from train.experiments.stages import MARKER, Stage, chosen, in_order, keys_of
 from train.experiments.statistics import Counts, counts_of, difference, estimate, ratio
 
 
-def stub(name: str, *words: str, kind: str = "stub", minutes: float = 3.0) -> Stage:
+def stub(
+    name: str, *words: str, kind: str = "stub", minutes: float = 3.0, keep: tuple[str, ...] = ()
+) -> Stage:
     return Stage(
         name=name,
         kind=kind,
@@ -30,6 +42,7 @@ def stub(name: str, *words: str, kind: str = "stub", minutes: float = 3.0) -> St
         arguments=("{out}", *words),
         result="result.txt",
         minutes=minutes,
+        keep=keep,
     )
 
 
@@ -173,20 +186,93 @@ def test_results_of_older_code(tmp_path: Path) -> None:
     assert len(newer.remaining()) == 4 and newer.stale == []
     kept = runner(diamond(), work, code="2", keep_stale=True)
     assert kept.remaining() == [] and sorted(kept.stale) == list("abcd")
-    assert "done by older code" in plan_table(kept, 2)
+    assert "done by other code" in plan_table(kept, 2)
     other = runner(diamond("more"), work, code="2", keep_stale=True)
     assert [stage.name for stage in other.remaining()] == ["b", "d"]
+
+
+def test_kept_results_outlive_the_machine(tmp_path: Path) -> None:
+    """A training `t` with two evaluations; `only` is needed by the first of them alone."""
+    work, kept = tmp_path / "work", tmp_path / "repository"
+    stages = [
+        stub("t", keep=("runs.txt",)),
+        stub("only", "{t}/result.txt"),
+        stub("e1", "{only}/result.txt", "{t}/result.txt", keep=("result.txt",)),
+        stub("e2", "{t}/result.txt", keep=("result.txt",)),
+    ]
+
+    def fresh(of: list[Stage] = stages, code: str = "1") -> Runner:
+        return runner(of, work, code, kept=kept)
+
+    assert go(fresh()) == ["t", "only", "e1", "e2"]
+    shutil.rmtree(work)
+    again = fresh()
+    assert again.remaining() == [] and go(again) == [] and again.stale == []
+    results = [again.result(stage) for stage in again.stages]
+    assert [made is None for made in results] == [False, True, False, False]
+    assert results[2] is not None and results[2].minutes > 0
+    assert (results[2].directory / "result.txt").read_text() == "t+only+t+e1"
+    assert again.done(again.stages[2]) is None
+    assert "not needed any more" in plan_table(again, 1) and "0 of 4 stages" in plan_table(again, 1)
+
+    newer = fresh(code="2")
+    assert newer.remaining() == [] and sorted(newer.stale) == ["e1", "e2", "t"]
+    assert "done by other code" in plan_table(newer, 1)
+
+    more = [*stages, stub("e3", "{t}/result.txt", keep=("result.txt",))]
+    assert [s.name for s in fresh(more).remaining()] == ["t", "e3"]
+    assert go(fresh(more)) == ["t", "e3"]
+
+    shutil.rmtree(work)
+    next(kept.glob("e1/*/result.txt")).unlink()
+    assert [s.name for s in fresh(more).remaining()] == ["t", "only", "e1"]
+    other = [stub("t", "more", keep=("runs.txt",)), *more[1:]]
+    assert [s.name for s in fresh(other).remaining()] == ["t", "only", "e1", "e2", "e3"]
+
+
+def test_kept_files_say_nothing_of_the_machine(tmp_path: Path) -> None:
+    work, kept = tmp_path / "work", tmp_path / "repository"
+    stage = stub("a", keep=("result.txt", "more.json"))
+    made = runner([stage], work, kept=kept)
+    directory = made.directory(stage)
+    directory.mkdir(parents=True)
+    found = {"model": f"{work}/t/x", "code": f"{Path(__file__).parents[2]}/la_trt", "n": [1, 2]}
+    (directory / "more.json").write_text(json.dumps(found, indent=1))
+    assert go(made) == ["a"]
+    home = next(kept.glob("a/*"))
+    assert (home / "more.json").read_text() == '{"model":"t/x","code":"la_trt","n":[1,2]}\n'
+    assert all(str(work) not in path.read_text() for path in home.iterdir())
+
+
+def test_an_input_that_is_gone(tmp_path: Path) -> None:
+    """Without the checkpoint that it started from, what is kept is still known as its own."""
+    work, kept, given = tmp_path / "work", tmp_path / "repository", tmp_path / "given"
+    given.write_text("G")
+    stages = [stub("a", "{@given}", keep=("result.txt",))]
+
+    def made(of: list[Stage]) -> Runner:
+        return Runner(of, {"given": given}, work, kept=kept, version=lambda modules: "1")
+
+    assert go(made(stages)) == ["a"]
+    shutil.rmtree(work)
+    given.unlink()
+    assert made(stages).remaining() == []
+    more = made([*stages, stub("b", "{@given}")])
+    with pytest.raises(InputError, match="is not there"):
+        go(more)
+    given.write_text("H")
+    assert [s.name for s in made(stages).remaining()] == ["a"]
 
 
 def test_the_plan_says_how_long_it_takes(tmp_path: Path) -> None:
     work = tmp_path / "work"
     stages = [stub("a", minutes=30.0), stub("b", kind="other", minutes=90.0)]
     text = plan_table(runner(stages, work), 2)
-    assert "30 min (a guess)" in text and "2 of 2 stages to run: 2.0 core hours, 1.0 h" in text
+    assert "30.0 min (planned)" in text and "2 of 2 stages to run: 2.0 core hours, 1.0 h" in text
     go(runner(stages[:1], work))
     later = runner([*stages, stub("c", "x", minutes=30.0)], work)
     assert later.minutes(later.stages[2]) < 1
-    assert "a guess" not in next(x for x in plan_table(later, 1).splitlines() if x[0] == "c")
+    assert "planned" not in next(x for x in plan_table(later, 1).splitlines() if x[0] == "c")
 
 
 def test_code_versions(tmp_path: Path) -> None:
@@ -265,7 +351,27 @@ def test_the_plan_shares_training() -> None:
         assert stage.arguments[stage.arguments.index("--steps") + 1] == "20"
         assert stage.arguments[stage.arguments.index("--ckpt") + 1] == "{@start}"
     assert "eval-base-0-test" in names and "eval-base-1-test" not in names
-    assert "sft-copy-size-small-1" in names
+    assert "sft-copy-size-small-1" in names and "sft-text-main-1" in names
+
+
+def test_the_plan_asks_first_what_matters_most() -> None:
+    """Cut off anywhere, the main comparison stands before all else, seed by seed."""
+    config = replace(SMALL, world=WORLD)
+    stages = make_plan(config)
+    assert [s.name for s in in_order(stages)] == [s.name for s in stages]
+    measured = [s.name for s in stages if s.kind.startswith(("eval", "attention", "heatmap"))]
+    main = [eval_name(v, seed, "test-inverted") for seed in (0, 1) for v in MAIN]
+    assert measured[: len(main)] == main
+    last = stages.index(next(s for s in stages if s.name == main[-1]))
+    before = {s.name.rsplit("-", 1)[0] for s in stages[:last] if "eval" not in s.kind}
+    assert before == {"brpo", "answers-zero", "sft-text", "sft-copy", "sft-route"}
+    dials = [k for k, s in enumerate(stages) if any(f"-{d}-" in s.name for d in config.dials)]
+    assert dials and min(dials) > max(k for k, s in enumerate(stages) if "-test" in s.name[-5:])
+    by_name = {s.name: " ".join(s.arguments) for s in stages}
+    assert "--world prior_strength=0.9 --world reasoning_length=3" in by_name["brpo-0"]
+    assert '--world {"prior_strength": 0.9, "reasoning_length": 3}' in by_name["answers-zero-1"]
+    assert "--prior-strength 0.9" in by_name[main[0]]
+    assert "--prior-strength 0 " in by_name["eval-copy-prior_strength-0-1-test-inverted"] + " "
     for bad in ({"seeds": ()}, {"seeds": (1, 1)}, {"scale": 0.0}):
         with pytest.raises(UsageError):
             PlanConfig(**bad)  # type: ignore[arg-type]
@@ -357,9 +463,11 @@ def attention(inside: float) -> dict[str, Any]:
     }
 
 
-def finish(of: Runner, right: dict[str, int]) -> None:
-    """Write what the stages would have: results by kind, and markers."""
+def finish(of: Runner, right: dict[str, int], only: str = "") -> None:
+    """Write what the stages would have (of those whose name holds `only`): results, markers."""
     for stage in of.stages:
+        if only not in stage.name:
+            continue
         directory = of._own(stage)
         directory.mkdir(parents=True)
         (directory / stage.result).parent.mkdir(parents=True, exist_ok=True)
@@ -416,6 +524,36 @@ def test_results_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results" / "results.json").read_text()) == values
 
 
+def test_a_part_of_the_results(tmp_path: Path) -> None:
+    """Of seed 0 the main comparison alone: its rows are there, name it, all else is missing."""
+    paths = dict.fromkeys(("start", "start-small", "picture"), tmp_path / "given")
+    (tmp_path / "given").write_text("G")
+
+    def made() -> Runner:
+        return Runner(make_plan(SMALL), paths, tmp_path / "work", version=lambda modules: "1")
+
+    right = {"": 5, "copy": 7}
+    for variant in MAIN:
+        finish(made(), right, eval_name(variant, 0, "test-inverted"))
+    finish(made(), right, eval_name("text-only", 1, "test-inverted"))
+    values = write_results(made(), SMALL, tmp_path / "results")
+    rows = values["variants"]
+    assert rows["COPY"]["test-inverted"]["seeds"] == [0] and "test" not in rows["COPY"]
+    assert rows["text-only"]["test-inverted"]["seeds"] == [0, 1] and rows["COPY kv"] == {}
+    gap = values["differences"]["COPY"]["test-inverted"]
+    assert gap["seeds"] == [0] and gap["accuracy"]["by_seed"] == [pytest.approx(0.2)]
+    page = (tmp_path / "results" / "README.md").read_text()
+    for text in (
+        "| COPY (seed 0 only) | 70.0 (",
+        "| text-only | 50.0 (",
+        "| COPY kv | missing | missing |",
+        ", 1 of 2 seeds | yes |",
+        "| clutter-1 | missing |",
+    ):
+        assert text in page, text
+    assert sorted(p.name for p in (tmp_path / "results").glob("*.png")) == ["accuracy.png"]
+
+
 def test_targets_that_are_missed_are_said_to_be(tmp_path: Path) -> None:
     paths = dict.fromkeys(("start", "start-small", "picture"), tmp_path / "given")
     (tmp_path / "given").write_text("G")
@@ -444,6 +582,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "brpo-4" in out and "core hours" in out and not (tmp_path / "r").exists()
     main.main([*arguments, "--report-only"], standalone_mode=False)
     assert (tmp_path / "r" / "README.md").exists()
+    with pytest.raises(InputError, match=r"no cold-start checkpoint.*\n.*--reattention none"):
+        main.main([*arguments, "--start", str(tmp_path / "none")], standalone_mode=False)
     for bad in (["--seeds", "a"], ["--world", "clutter"], ["--jobs", "0"]):
         with pytest.raises(UsageError):
             main.main([*arguments, "--dry-run", *bad], standalone_mode=False)

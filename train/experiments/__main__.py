@@ -1,7 +1,11 @@
 """`python -m train.experiments`: run what is missing, write the tables and plots.
 
 `--dry-run` shows the plan and how long it takes. Every stage is a process of its own, run once:
-killed at any moment, the same command goes on. `--report-only` writes what there is.
+killed at any moment, the same command goes on, and on another machine it repeats no evaluation
+that `docs/results/stages` holds. `--report-only` writes what there is.
+
+All variants start from a checkpoint that has never had a visual token put in (the shipped one
+has): `python -m train.tiny --reattention none` makes it.
 """
 
 from __future__ import annotations
@@ -15,28 +19,33 @@ from typing import Any
 import click
 
 from la_trt.assets import TINY_CHECKPOINT
-from la_trt.errors import UsageError
+from la_trt.errors import InputError, UsageError
 from la_trt.files.atomic import atomic_file
 from train.command import run
-from train.experiments.plan import START, PlanConfig, make_plan
+from train.experiments.plan import START, WORLD, PlanConfig, make_plan
 from train.experiments.plots import draw_all
 from train.experiments.results import collect
 from train.experiments.runner import Runner, plan_table
 from train.experiments.stages import chosen
 from train.experiments.tables import page
 
+COLD_START = Path("runs/cold-start/checkpoint")
+MAKE_COLD_START = (
+    "OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 "
+    f"-m train.tiny --reattention none --seed 0 --output {COLD_START}"
+)
 PICTURE = TINY_CHECKPOINT.parent / "images" / "purple.png"
 
 
 @click.command()
-@click.option("--start", type=click.Path(path_type=Path), default=TINY_CHECKPOINT,
-              help="cold-start checkpoint of all variants  [the shipped one]")  # fmt: skip
+@click.option("--start", type=click.Path(path_type=Path), default=COLD_START, show_default=True,
+              help="cold-start checkpoint of all variants, trained without copies")  # fmt: skip
 @click.option("--size", "sizes", multiple=True, metavar="NAME=DIR",
               help="a cold-start checkpoint of another size; repeatable")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments"),
               show_default=True, help="where the stages' files go")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=Path("docs/results"),
-              show_default=True, help="where tables and plots go")  # fmt: skip
+              show_default=True, help="where tables and plots go, small results kept")  # fmt: skip
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--world", "dials", multiple=True, metavar="NAME=VALUE",
               help="a dial of the main comparison's world; repeatable")  # fmt: skip
@@ -69,13 +78,19 @@ def main(
     config = PlanConfig(
         seeds=_numbers(seeds),
         scale=scale,
-        world={name: json.loads(value) for name, value in map(_pair, dials)},
+        world=WORLD | {name: json.loads(value) for name, value in map(_pair, dials)},
         sizes=tuple(name.removeprefix(f"{START}-") for name in more),
     )
     inputs = {START: start, "picture": PICTURE, **more}
     stages = make_plan(config)
     stages = stages if only is None else chosen(stages, only)
-    runner = Runner(stages, inputs, work, keep_stale=keep_stale)
+    runner = Runner(stages, inputs, work, kept=results / "stages", keep_stale=keep_stale)
+    if not (dry_run or report_only or start.exists()):
+        raise InputError(
+            f"{start}: no cold-start checkpoint there\nmake it with `{MAKE_COLD_START}`, "
+            "or give another with --start",
+            name="E_MISSING",
+        )
     if dry_run:
         click.echo(plan_table(runner, jobs))
         return
@@ -95,7 +110,7 @@ def write_results(runner: Runner, config: PlanConfig, directory: Path) -> dict[s
     directory.mkdir(parents=True, exist_ok=True)
     pictures = draw_all(values, directory)
     for stage in runner.stages:
-        made = runner.done(stage) if stage.kind == "heatmap" else None
+        made = runner.result(stage) if stage.kind == "heatmap" else None
         if made is not None:
             shutil.copyfile(made.directory / stage.result, directory / f"{stage.name}.png")
             pictures.append(f"{stage.name}.png")

@@ -14,6 +14,7 @@ from la_trt.lookworld import FAMILIES
 from train.experiments.plan import (
     ATTENTION,
     DIALLED,
+    INVERTED,
     SPLITS,
     VARIANTS,
     PlanConfig,
@@ -43,11 +44,14 @@ class Target:
 
 
 def collect(runner: Runner, config: PlanConfig) -> dict[str, Any]:
-    """All results of the finished stages, plain JSON values; what is missing is left out."""
+    """All results of the finished stages, plain JSON values; what is missing is left out, and
+    every row names the seeds that it is a mean over."""
     found = Evals(runner, config)
     attention = {name: _attention(runner, config, name) for name in ATTENTION}
     values: dict[str, Any] = {
         "seeds": list(config.seeds),
+        "world": dict(config.world),
+        "num_per_family": config.scaled(config.num_per_family),
         "variants": {v.name: found.rows(v.name) for v in VARIANTS},
         "differences": {v.name: found.against(v.name) for v in VARIANTS if v.name != BASELINE},
         "dials": {label: found.dial(label) for label, _, _ in dial_points(config)},
@@ -55,7 +59,7 @@ def collect(runner: Runner, config: PlanConfig) -> dict[str, Any]:
         "brpo": [m for seed in config.seeds if (m := _brpo(runner, seed)) is not None],
         "answers": [a for s in config.seeds for a in _answers(runner, s)],
         "stale": runner.stale,
-        "missing": [stage.name for stage in runner.remaining()],
+        "missing": [s.name for s in runner.remaining() if runner.result(s) is None],
     }
     values["targets"] = [
         {"wanted": t.wanted, "found": t.found, "met": t.met}
@@ -65,39 +69,36 @@ def collect(runner: Runner, config: PlanConfig) -> dict[str, Any]:
 
 
 class Evals:
-    """The reports of finished evaluations. A variant counts where every seed has been evaluated."""
+    """The reports of finished evaluations: of a variant, those of the seeds that are there."""
 
     def __init__(self, runner: Runner, config: PlanConfig) -> None:
         self._config = config
         self._by_name = {stage.name: stage for stage in runner.stages}
         self._runner = runner
 
-    def reports(self, variant: str, split: str, dial: str = "") -> list[Report] | None:
-        """One report a seed, None where one is missing."""
-        reports = []
+    def reports(self, variant: str, split: str, dial: str = "") -> dict[int, Report]:
+        """One report a seed, of the seeds for which there is one."""
+        reports = {}
         asked = next(v for v in VARIANTS if v.name == variant)
         for seed in self._config.seeds:
             own = asked_seed(self._config, asked, seed)
             stage = self._by_name.get(eval_name(variant, own, split, dial))
-            made = None if stage is None else self._runner.done(stage)
-            if made is None or stage is None:
-                return None
-            reports.append(json.loads((made.directory / stage.result).read_bytes()))
+            made = None if stage is None else self._runner.result(stage)
+            if made is not None and stage is not None:
+                reports[seed] = json.loads((made.directory / stage.result).read_bytes())
         return reports
 
-    def counts(self, variant: str, split: str, metric: str, dial: str = "") -> Counts | None:
-        """What a metric of a variant is made of, None where a report is missing."""
-        reports = self.reports(variant, split, dial)
-        return None if reports is None else counts_of(reports, metric)
-
     def rows(self, variant: str) -> dict[str, Any]:
-        """By split: every metric with its interval, POPE F1, cost; splits that are there."""
+        """By split: every metric with its interval, POPE F1, cost, and the seeds they are of;
+        splits that are there."""
         rows = {}
         for split in SPLITS:
-            reports = self.reports(variant, split)
-            if reports is None:
+            by_seed = self.reports(variant, split)
+            reports = list(by_seed.values())
+            if not reports:
                 continue
             rows[split] = {
+                "seeds": list(by_seed),
                 **{m: estimate(counts_of(reports, m)).to_json() for m in METRICS},
                 "families": {
                     f: estimate(counts_of(reports, f"accuracy {f}")).to_json() for f in FAMILIES
@@ -117,45 +118,55 @@ class Evals:
         """By split: what the variant has more than the baseline, paired."""
         rows = {}
         for split in SPLITS:
-            pairs = {m: self._pair(variant, baseline, split, m) for m in ("accuracy", "CHAIRi")}
+            pairs = {m: self.pair(m, baseline, variant, split) for m in ("accuracy", "CHAIRi")}
             if all(pair is not None for pair in pairs.values()):
                 rows[split] = {
-                    m: difference(pair[0], pair[1]).to_json()
-                    for m, pair in pairs.items()
-                    if pair is not None
+                    "seeds": self.shared(baseline, variant, split),
+                    **{m: difference(*pair).to_json() for m, pair in pairs.items() if pair},
                 }
         return rows
 
     def dial(self, label: str) -> dict[str, Any]:
         """COPY and text-only at one point of a dial, and their difference."""
-        pair = self._pair("COPY", BASELINE, "test-inverted", "accuracy", label)
-        hallucinated = self._pair("COPY", BASELINE, "test-inverted", "CHAIRi", label)
+        pair = self.pair("accuracy", BASELINE, "COPY", INVERTED, label)
+        hallucinated = self.pair("CHAIRi", BASELINE, "COPY", INVERTED, label)
         if pair is None or hallucinated is None:
             return {}
         found = dict(zip(DIALLED, map(estimate, pair), strict=True))
         return {
+            "seeds": self.shared(BASELINE, "COPY", INVERTED, label),
             **{name: of.to_json() for name, of in found.items()},
             "difference": difference(*pair).to_json(),
             "CHAIRi difference": difference(*hallucinated).to_json(),
         }
 
-    def _pair(
-        self, variant: str, baseline: str, split: str, metric: str, dial: str = ""
+    def shared(self, a: str, b: str, split: str, dial: str = "") -> list[int]:
+        """The seeds that both variants have been evaluated for."""
+        there = self.reports(b, split, dial)
+        return [seed for seed in self.reports(a, split, dial) if seed in there]
+
+    def lacking(self, a: str, b: str) -> str:
+        """Words on seeds that two variants do not both have on test-inverted; none if all."""
+        seeds, of = self.shared(a, b, INVERTED), len(self._config.seeds)
+        return f", {len(seeds)} of {of} seeds" if len(seeds) < of else ""
+
+    def pair(
+        self, metric: str, a: str, b: str, split: str, dial: str = ""
     ) -> tuple[Counts, Counts] | None:
-        """(the baseline's counts, the variant's)."""
-        a = self.counts(baseline, split, metric, dial)
-        b = self.counts(variant, split, metric, dial)
-        return None if a is None or b is None else (a, b)
+        """What a metric of two variants is made of, over the seeds that both have; None without
+        one."""
+        seeds = self.shared(a, b, split, dial)
+        if not seeds:
+            return None
+        of_a, of_b = self.reports(a, split, dial), self.reports(b, split, dial)
+        return (
+            counts_of([of_a[seed] for seed in seeds], metric),
+            counts_of([of_b[seed] for seed in seeds], metric),
+        )
 
 
 def targets(found: Evals, attention: Mapping[str, Any]) -> list[Target]:
-    """The targets on test-inverted, each judged by the mean over seeds."""
-    split = "test-inverted"
-
-    def pair(metric: str, a: str, b: str) -> tuple[Counts, Counts] | None:
-        first, second = found.counts(a, split, metric), found.counts(b, split, metric)
-        return None if first is None or second is None else (first, second)
-
+    """The targets on test-inverted, each judged by the mean over the seeds that are there."""
     judged = []
     for wanted, names, least in (
         ("COPY at least 3 points of accuracy above text-only", (BASELINE, "COPY"), 0.03),
@@ -163,18 +174,20 @@ def targets(found: Evals, attention: Mapping[str, Any]) -> list[Target]:
         ("ROUTE 50 below COPY", ("ROUTE 50", "COPY"), 1e-12),
         ("ROUTE 50 above random 50", ("random 50", "ROUTE 50"), 1e-12),
     ):
-        both = pair("accuracy", *names)
+        both = found.pair("accuracy", *names, INVERTED)
         if both is None:
             judged.append(Target(wanted=wanted, found="not run", met=None))
             continue
         gap = difference(*both)
         said = f"{100 * gap.value:+.1f} points ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+        said += found.lacking(*names)
         judged.append(Target(wanted=wanted, found=said, met=gap.value >= least))
-    both = pair("CHAIRi", BASELINE, "COPY")
+    both = found.pair("CHAIRi", BASELINE, "COPY", INVERTED)
     part = None if both is None else ratio(*both)
     said = "not run" if both is None else "text-only hallucinates nothing"
     if part is not None:
         said = f"{part.value:.2f} x ({part.low:.2f} to {part.high:.2f})"
+        said += found.lacking(BASELINE, "COPY")
     judged.append(
         Target(
             wanted="CHAIRi of COPY at most 0.6 x that of text-only",
@@ -190,28 +203,34 @@ def _attention_target(attention: Mapping[str, Any]) -> Target:
     inside = [attention.get(name, {}).get("inside_reflection") for name in DIALLED]
     if any(value is None for value in inside):
         return Target(wanted=wanted, found="not run, or nobody reflects", met=None)
+    if len({tuple(attention[name]["seeds"]) for name in DIALLED}) > 1:
+        return Target(wanted=wanted, found="not run for the same seeds yet", met=None)
     times = inside[1] / inside[0]
     said = f"{times:.2f} x ({inside[0]:.3f} to {inside[1]:.3f})"
     return Target(wanted=wanted, found=said, met=times >= 2)
 
 
 def _attention(runner: Runner, config: PlanConfig, variant: str) -> dict[str, Any] | None:
-    """Means over seeds of one variant's attention, with its curves; None where one is missing."""
+    """Means of one variant's attention over the seeds that are there, with its curves; None
+    without one."""
     by_name = {stage.name: stage for stage in runner.stages}
-    files = []
+    there = {}
     for seed in config.seeds:
         stage = by_name.get(attention_name(variant, seed))
-        made = None if stage is None else runner.done(stage)
-        if stage is None or made is None:
-            return None
-        files.append(json.loads((made.directory / stage.result).read_bytes()))
+        made = None if stage is None else runner.result(stage)
+        if stage is not None and made is not None:
+            there[seed] = json.loads((made.directory / stage.result).read_bytes())
+    if not there:
+        return None
+    files = list(there.values())
     names = ("theory_r2", "before_reflection", "after_reflection", "inside_reflection")
     means = {}
     for name in names:
-        there = [f[name] for f in files if f[name] is not None]
-        means[name] = _mean(there) if there else None
+        known = [f[name] for f in files if f[name] is not None]
+        means[name] = _mean(known) if known else None
     described = [row for f in files for row in f["described"]]
     return {
+        "seeds": list(there),
         **means,
         "laws": _mean_laws([f["laws"] for f in files]),
         "laws_whole": _mean_laws([f["laws_whole"] for f in files]),
@@ -237,7 +256,7 @@ def _mean_laws(files: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
 def _brpo(runner: Runner, seed: int) -> dict[str, Any] | None:
     """The metrics of a BRPO run by step, for the paper's Figures 6 and 7."""
     stage = next((s for s in runner.stages if s.name == f"brpo-{seed}"), None)
-    made = None if stage is None else runner.done(stage)
+    made = None if stage is None else runner.result(stage)
     if made is None:
         return None
     steps: dict[str, list[Any]] = {"step": [], "reflections": [], "reflection_tokens": []}
@@ -258,7 +277,7 @@ def _answers(runner: Runner, seed: int) -> list[dict[str, Any]]:
     found = []
     for of in ("zero", "cold"):
         stage = next((s for s in runner.stages if s.name == f"answers-{of}-{seed}"), None)
-        made = None if stage is None else runner.done(stage)
+        made = None if stage is None else runner.result(stage)
         if stage is None or made is None:
             continue
         summary = json.loads((made.directory / stage.result).read_bytes())

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from la_trt.errors import GateError, MachineError
+from la_trt.errors import GateError, InputError, MachineError
 from la_trt.files.atomic import atomic_file
 from train.experiments.code import REPOSITORY, code_version
+from train.experiments.kept import find_kept, input_digests, keep, note_inputs
 from train.experiments.stages import MARKER, Finished, Stage, in_order, keys_of, read_marker
-from train.inputs import digest
 
 PROGRESS = "time.json"  # minutes spent by runs that were cut off
 _POLL_S = 0.05
@@ -47,6 +47,10 @@ class Runner:
     A stage's directory is named by its key, so that another setting, input or code version never
     meets older files; a run that was cut off goes on in its directory. `keep_stale` also takes
     results of an older code version; `stale` names them.
+
+    `kept`: where small results are kept for good. What is there with the same settings is taken
+    as the result, by whatever version of the code it was made; a stage that others build on runs
+    again only where its files are missing and one of those others must run.
     """
 
     def __init__(
@@ -55,16 +59,21 @@ class Runner:
         inputs: Mapping[str, Path],
         work: Path,
         *,
+        kept: Path | None = None,
         keep_stale: bool = False,
         version: Callable[[Sequence[str]], str] = code_version,
     ) -> None:
         self.stages = in_order(stages)
         self.work = work.resolve()
         self._inputs = {f"@{name}": path.resolve() for name, path in inputs.items()}
-        digests = {name: digest([path]) for name, path in inputs.items()}
-        self.keys = keys_of(self.stages, digests, version)
+        self._kept_in = kept or self.work / "kept"
+        self._digests = input_digests(inputs, self._kept_in)
+        self.keys = keys_of(self.stages, self._digests, version)
+        self._by_name = {stage.name: stage for stage in self.stages}
         self._keep_stale = keep_stale
         self._finished = self._look()
+        found = ((s, find_kept(s, self.keys[s.name].settings, self._kept_in)) for s in self.stages)
+        self._kept = {stage.name: made for stage, made in found if made is not None}
 
     def _look(self) -> dict[str, list[Finished]]:
         """The finished runs below `work`, by stage name."""
@@ -75,8 +84,12 @@ class Runner:
                 found.setdefault(directory.parent.name, []).append(made)
         return found
 
+    def result(self, stage: Stage) -> Finished | None:
+        """The run whose small files are the stage's result, in `work` or kept; None without one."""
+        return self.done(stage) or self._kept.get(stage.name)
+
     def done(self, stage: Stage) -> Finished | None:
-        """The finished run of a stage, None where it must run."""
+        """The finished run of a stage with all its files in `work`, None where there is none."""
         keys = self.keys[stage.name]
         usable = [f for f in self._finished.get(stage.name, []) if _has(f, stage.result)]
         exact = [f for f in usable if f.keys.full == keys.full]
@@ -88,7 +101,7 @@ class Runner:
     @property
     def stale(self) -> list[str]:
         """Stages whose result is of another code version."""
-        found = [(stage, self.done(stage)) for stage in self.stages]
+        found = [(stage, self.result(stage)) for stage in self.stages]
         return [s.name for s, f in found if f and f.keys.full != self.keys[s.name].full]
 
     def directory(self, stage: Stage) -> Path:
@@ -101,12 +114,23 @@ class Runner:
 
     def minutes(self, stage: Stage) -> float:
         """How long the stage takes: as others of its kind did, else the plan's guess."""
-        took = [f.minutes for of in self._finished.values() for f in of if f.kind == stage.kind]
+        took = [f.minutes for f in self._runs() if f.kind == stage.kind]
         return sum(took) / len(took) if took else stage.minutes
 
+    def _runs(self) -> list[Finished]:
+        """Every finished run once."""
+        runs = [*(f for of in self._finished.values() for f in of), *self._kept.values()]
+        return list({f.keys.full: f for f in runs}.values())
+
     def remaining(self) -> list[Stage]:
-        """The stages that must run, in order."""
-        return [stage for stage in self.stages if self.done(stage) is None]
+        """The stages that must run, in order: those without a result that nobody builds on, and
+        those whose files one of the others needs."""
+        used = {name for stage in self.stages for name in stage.needs}
+        wanted = {s.name for s in self.stages if s.name not in used and self.result(s) is None}
+        for stage in reversed(self.stages):
+            if stage.name in wanted:
+                wanted |= {n for n in stage.needs if self.done(self._by_name[n]) is None}
+        return [stage for stage in self.stages if stage.name in wanted]
 
     def run(self, *, jobs: int = 1, say: Say = print, keep_going: bool = False) -> None:
         """Nothing; every stage is done. Raises GateError naming those that failed.
@@ -114,8 +138,10 @@ class Runner:
         Interrupted, it ends its processes; the next run goes on where they were.
         """
         waiting, running, failed = self.remaining(), list[_Running](), list[str]()
+        self._check_inputs(waiting)
         self.work.mkdir(parents=True, exist_ok=True)
         with _locked(self.work):
+            note_inputs(self._digests, self._kept_in)
             self._run(waiting, running, failed, jobs, say, keep_going)
         if failed:
             raise GateError(
@@ -123,6 +149,11 @@ class Runner:
                 f"see {self.work / failed[0]}, correct it, and run the same command again",
                 name="E_STAGE",
             )
+
+    def _check_inputs(self, stages: Sequence[Stage]) -> None:
+        for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
+            if not self._inputs[f"@{name}"].exists():
+                raise InputError(f"{self._inputs[f'@{name}']}: is not there", name="E_MISSING")
 
     def _run(
         self,
@@ -157,8 +188,7 @@ class Runner:
         for stage in list(waiting):
             if len(running) >= jobs:
                 return
-            by_name = {s.name: s for s in self.stages}
-            if any(self.done(by_name[name]) is None for name in stage.needs):
+            if any(self.done(self._by_name[name]) is None for name in stage.needs):
                 continue
             waiting.remove(stage)
             left = sum(self.minutes(s) for s in [*waiting, stage]) / jobs
@@ -207,6 +237,9 @@ class Runner:
         made = read_marker(one.directory)
         assert made is not None, "a marker that was just written"
         self._finished.setdefault(stage.name, []).append(made)
+        kept = keep(stage, made, self._kept_in, self.work)
+        if kept is not None:
+            self._kept[stage.name] = kept
         say(f"{stage.name}: done in {one.minutes:.1f} min")
         return True
 
@@ -247,17 +280,19 @@ def _spent(directory: Path) -> float:
 def plan_table(runner: Runner, jobs: int) -> str:
     """The plan as text: every stage, done or how long it will take, and the whole."""
     lines, total = [], 0.0
-    measured = {f.kind for of in runner._finished.values() for f in of}
+    measured = {f.kind for f in runner._runs()}
+    waiting, stale = {s.name for s in runner.remaining()}, set(runner.stale)
     for stage in runner.stages:
-        made = runner.done(stage)
-        if made is None:
+        if stage.name in waiting:
             total += runner.minutes(stage)
-            guess = "" if stage.kind in measured else " (a guess)"
-            state = f"{runner.minutes(stage):.0f} min{guess}"
+            guess = "" if stage.kind in measured else " (planned)"
+            state = f"{runner.minutes(stage):.1f} min{guess}"
+        elif runner.result(stage) is None:
+            state = "not needed any more"
         else:
-            state = "done" if stage.name not in runner.stale else "done by older code"
+            state = "done" if stage.name not in stale else "done by other code"
         lines.append(f"{stage.name:32} {state}")
-    num = len(runner.remaining())
+    num = len(waiting)
     lines.append(
         f"{num} of {len(runner.stages)} stages to run: {total / 60:.1f} core hours, "
         f"{total / 60 / jobs:.1f} h with {jobs} at a time"

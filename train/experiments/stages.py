@@ -24,7 +24,8 @@ class Stage:
     `{name}` the directory of another stage, which must be done before. `result`: a file in the
     own directory that is there when the run is. `kind`: stages of one kind take about as long.
     `minutes`: a guess on one core, until one of the kind has been measured. `code`: modules that
-    count for the version besides `module`.
+    count for the version besides `module`. `keep`: small files of its directory that are the
+    result as the report reads it, and are kept in the repository.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     result: str
     minutes: float
     code: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -60,14 +62,16 @@ def _references(arguments: Iterable[str]) -> list[str]:
     return [name for argument in arguments for name in _REFERENCE.findall(argument)]
 
 
-def in_order(stages: Sequence[Stage]) -> list[Stage]:
+def in_order(stages: Sequence[Stage], among: Sequence[Stage] = ()) -> list[Stage]:
     """The stages, each after those it needs, else in the order given.
 
-    Raises UsageError for a name that stands twice, is unknown, or needs itself.
+    `among`: more stages, taken where one needs them. Raises UsageError for a name that stands
+    twice, is unknown, or needs itself.
     """
-    by_name = {stage.name: stage for stage in stages}
-    if len(by_name) != len(stages):
-        twice = next(s.name for s in stages if sum(t.name == s.name for t in stages) > 1)
+    known = [*stages, *among]
+    by_name = {stage.name: stage for stage in known}
+    if len(by_name) != len(known):
+        twice = next(s.name for s in known if sum(t.name == s.name for t in known) > 1)
         raise UsageError(f"stage {twice!r} stands twice in the plan")
     done: dict[str, Stage] = {}
 

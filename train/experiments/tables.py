@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from la_trt.lookworld import FAMILIES
+from train.experiments.plan import ATTENTION
+
 Row = Sequence[str]
+MISSING = "missing"
 _INVERTED = "test-inverted"
 
 
@@ -18,21 +22,21 @@ def page(values: Mapping[str, Any], pictures: Sequence[str]) -> str:
         "## Targets",
         _targets(values["targets"]),
         "## Variants, test-inverted",
-        _variants(values["variants"], _INVERTED),
+        _variants(values, _INVERTED),
         "## Variants, test",
-        _variants(values["variants"], "test"),
+        _variants(values, "test"),
         "## Against text-only, test-inverted",
-        _differences(values["differences"]),
+        _differences(values),
         "## By share of the visual tokens that ROUTE puts in",
-        _percents(values["variants"]),
+        _percents(values),
         "## Along the dials of the world",
-        _dials(values["dials"]),
+        _dials(values),
         "## Accuracy by family, test-inverted",
-        _families(values["variants"]),
+        _families(values),
         "## Attention to the image",
-        _attention(values["attention"]),
+        _attention(values["attention"], values["seeds"]),
         "## Cost",
-        _cost(values["variants"]),
+        _cost(values),
         "## Answers that the variants learned from",
         _answers(values["answers"]),
     ]
@@ -56,20 +60,49 @@ def percent(of: Mapping[str, Any] | None, signed: bool = False) -> str:
 
 
 def _preface(values: Mapping[str, Any]) -> str:
-    num = len(values["seeds"])
+    num, world = len(values["seeds"]), values["world"]
+    dials = ", ".join(f"{name} {value:g}" for name, value in world.items()) or "the default one"
     text = (
         f"Written by `make experiments`. Means over {num} seed{'s' if num > 1 else ''}; in "
         "brackets 95 % intervals of a bootstrap over questions and seeds, paired where two "
-        "variants are compared. `results.json` holds every number."
+        f"variants are compared. {values['num_per_family']} questions of each family. The world, "
+        f"unless a dial says otherwise: {dials}. `results.json` holds every number."
     )
     if values["missing"]:
-        text += f" **{len(values['missing'])} stages have not been run**; their rows are left out."
+        text += (
+            f" **{len(values['missing'])} stages have not been run**: what they would say is "
+            f'called "{MISSING}", and a row that lacks seeds names those that it has.'
+        )
     if values["stale"]:
         text += (
-            f" **{len(values['stale'])} stages were run by an older version of the code**: "
+            f" **{len(values['stale'])} stages were run by another version of the code**: "
             f"{', '.join(values['stale'][:8])}{' ...' if len(values['stale']) > 8 else ''}."
         )
     return text
+
+
+def _rows(
+    of: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    cells: Callable[[Mapping[str, Any]], Row],
+    width: int,
+) -> list[Row]:
+    """A row each: its name, with its seeds where some are missing, and its cells, `width` with
+    the name; what has no result says so in every cell."""
+    rows: list[Row] = []
+    for name, found in of.items():
+        if not found:
+            rows.append((name, *[MISSING] * (width - 1)))
+            continue
+        own = found["seeds"]
+        lacks = f" (seed {', '.join(map(str, own))} only)" if len(own) < len(seeds) else ""
+        rows.append((name + lacks, *cells(found)))
+    return rows
+
+
+def _of(values: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What there is of each, by split, of one split."""
+    return {name: of.get(split) or {} for name, of in values.items()}
 
 
 def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
@@ -79,98 +112,86 @@ def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _variants(variants: Mapping[str, Any], split: str) -> str:
-    rows = []
-    for name, of in variants.items():
-        if split in of:
-            r = of[split]
-            rows.append(
-                (
-                    name,
-                    percent(r["accuracy"]),
-                    f"{100 * r['POPE F1']:.1f}",
-                    percent(r["CHAIRi"]),
-                    percent(r["CHAIRs"]),
-                    percent(r["recall"]),
-                    f"{100 * r['format_frac']:.1f}",
-                )
-            )
+def _variants(values: Mapping[str, Any], split: str) -> str:
+    def cells(r: Mapping[str, Any]) -> Row:
+        return (
+            percent(r["accuracy"]),
+            f"{100 * r['POPE F1']:.1f}",
+            percent(r["CHAIRi"]),
+            percent(r["CHAIRs"]),
+            percent(r["recall"]),
+            f"{100 * r['format_frac']:.1f}",
+        )
+
     head = ("variant", "accuracy", "POPE F1", "CHAIRi", "CHAIRs", "recall", "format")
-    return table(head, rows)
+    return table(head, _rows(_of(values["variants"], split), values["seeds"], cells, len(head)))
 
 
-def _differences(differences: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            name,
-            percent(of[_INVERTED]["accuracy"], signed=True),
-            percent(of[_INVERTED]["CHAIRi"], signed=True),
-            ", ".join(f"{100 * v:+.1f}" for v in of[_INVERTED]["accuracy"]["by_seed"]),
+def _differences(values: Mapping[str, Any]) -> str:
+    def cells(of: Mapping[str, Any]) -> Row:
+        return (
+            percent(of["accuracy"], signed=True),
+            percent(of["CHAIRi"], signed=True),
+            ", ".join(f"{100 * v:+.1f}" for v in of["accuracy"]["by_seed"]),
         )
-        for name, of in differences.items()
-        if _INVERTED in of
-    ]
-    return table(("variant", "accuracy, points", "CHAIRi, points", "accuracy by seed"), rows)
+
+    head = ("variant", "accuracy, points", "CHAIRi, points", "accuracy by seed")
+    found = _of(values["differences"], _INVERTED)
+    return table(head, _rows(found, values["seeds"], cells, len(head)))
 
 
-def _percents(variants: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            name.removeprefix("ROUTE "),
-            percent(of[_INVERTED]["accuracy"]),
-            percent(of[_INVERTED]["CHAIRi"]),
-            f"{of[_INVERTED]['reinjected_tokens_mean']:.1f}",
-            f"{of[_INVERTED]['seconds_mean']:.2f}",
+def _percents(values: Mapping[str, Any]) -> str:
+    def cells(of: Mapping[str, Any]) -> Row:
+        return (
+            percent(of["accuracy"]),
+            percent(of["CHAIRi"]),
+            f"{of['reinjected_tokens_mean']:.1f}",
+            f"{of['seconds_mean']:.2f}",
         )
-        for name, of in variants.items()
-        if name.startswith("ROUTE ") and _INVERTED in of
-    ]
-    return table(("m, percent", "accuracy", "CHAIRi", "tokens put in", "seconds"), rows)
+
+    head = ("m, percent", "accuracy", "CHAIRi", "tokens put in", "seconds")
+    found = {
+        name.removeprefix("ROUTE "): of
+        for name, of in _of(values["variants"], _INVERTED).items()
+        if name.startswith("ROUTE ")
+    }
+    return table(head, _rows(found, values["seeds"], cells, len(head)))
 
 
-def _dials(dials: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            label,
+def _dials(values: Mapping[str, Any]) -> str:
+    def cells(of: Mapping[str, Any]) -> Row:
+        return (
             percent(of["text-only"]),
             percent(of["COPY"]),
             percent(of["difference"], signed=True),
             percent(of["CHAIRi difference"], signed=True),
         )
-        for label, of in dials.items()
-        if of
-    ]
-    return table(("dial", "text-only", "COPY", "COPY - text-only", "CHAIRi, points"), rows)
+
+    head = ("dial", "text-only", "COPY", "COPY - text-only", "CHAIRi, points")
+    return table(head, _rows(values["dials"], values["seeds"], cells, len(head)))
 
 
-def _families(variants: Mapping[str, Any]) -> str:
-    there = {name: of[_INVERTED]["families"] for name, of in variants.items() if _INVERTED in of}
-    if not there:
-        return table((), [])
-    families = list(next(iter(there.values())))
-    rows = [
-        (name, *(f"{100 * of[f]['value']:.0f}" for f in families)) for name, of in there.items()
-    ]
-    return table(("variant", *families), rows)
+def _families(values: Mapping[str, Any]) -> str:
+    head = ("variant", *FAMILIES)
+
+    def cells(of: Mapping[str, Any]) -> Row:
+        return tuple(f"{100 * of['families'][f]['value']:.0f}" for f in FAMILIES)
+
+    found = _of(values["variants"], _INVERTED)
+    return table(head, _rows(found, values["seeds"], cells, len(head)))
 
 
-def _attention(attention: Mapping[str, Any]) -> str:
+def _attention(attention: Mapping[str, Any], seeds: Sequence[int]) -> str:
     if not attention:
         return table((), [])
-    shares = table(
-        ("variant", "before a reflection", "its first 20 tokens", "inside it", "R^2 of the theory"),
-        [
-            (
-                name,
-                *(
-                    _number(of[key], 4)
-                    for key in ("before_reflection", "after_reflection", "inside_reflection")
-                ),
-                _number(of["theory_r2"], 3),
-            )
-            for name, of in attention.items()
-        ],
-    )
+    head = ("variant", "before a reflection", "its first 20 tokens", "inside it", "R^2 of theory")
+
+    def cells(of: Mapping[str, Any]) -> Row:
+        names = ("before_reflection", "after_reflection", "inside_reflection")
+        return (*(_number(of[name], 4) for name in names), _number(of["theory_r2"], 3))
+
+    found = {name: attention.get(name, {}) for name in ATTENTION}
+    shares = table(head, _rows(found, seeds, cells, len(head)))
     laws = table(
         ("law", *attention),
         [
@@ -196,21 +217,23 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _cost(variants: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            name,
-            f"{of[_INVERTED]['seconds_mean']:.2f}",
-            f"{of[_INVERTED]['tokens_mean']:.1f}",
-            f"{of[_INVERTED]['reflections_mean']:.2f}",
-            f"{of[_INVERTED]['reinjected_tokens_mean']:.1f}",
-            f"{100 * of[_INVERTED]['truncated_frac']:.1f}",
+def _cost(values: Mapping[str, Any]) -> str:
+    def cells(of: Mapping[str, Any]) -> Row:
+        return (
+            f"{of['seconds_mean']:.2f}",
+            f"{of['tokens_mean']:.1f}",
+            f"{of['reflections_mean']:.2f}",
+            f"{of['reinjected_tokens_mean']:.1f}",
+            f"{100 * of['truncated_frac']:.1f}",
         )
-        for name, of in variants.items()
-        if _INVERTED in of
-    ]
+
     head = ("variant", "seconds a question", "tokens", "reflections", "tokens put in", "cut off, %")
-    return table(head, rows)
+    found = _of(values["variants"], _INVERTED)
+    return (
+        "Seconds from question to answer with 32 questions decoded at a time and another stage on "
+        "the other core: to compare with each other, not with the paper's.\n\n"
+        + table(head, _rows(found, values["seeds"], cells, len(head)))
+    )
 
 
 def _answers(answers: Sequence[Mapping[str, Any]]) -> str:
