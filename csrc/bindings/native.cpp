@@ -42,48 +42,12 @@ std::vector<std::string> levels() {
     return names;
 }
 
-DecoderWeights decoder_weights(const DecoderConfig& c, const Weights& w) {
-    DecoderWeights out;
-    const int q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
-    out.embed = w.matrix("model.embed_tokens", c.vocab_size, c.width, false);
-    out.head = w.contains("lm_head.weight") ? w.matrix("lm_head", c.vocab_size, c.width, false)
-                                            : out.embed;
-    out.norm = w.vector("model.norm.weight", c.width);
-    for (int i = 0; i < c.num_layers; ++i) {
-        const std::string name = "model.layers." + std::to_string(i) + ".";
-        DecoderLayer layer;
-        layer.input_norm = w.vector(name + "input_layernorm.weight", c.width);
-        layer.qkv = w.matrix(name + "self_attn.qkv_proj", q + 2 * kv, c.width, true);
-        layer.o = w.matrix(name + "self_attn.o_proj", c.width, q, false);
-        layer.post_norm = w.vector(name + "post_attention_layernorm.weight", c.width);
-        layer.gate_up = w.matrix(name + "mlp.gate_up_proj", 2 * c.ffn, c.width, false);
-        layer.down = w.matrix(name + "mlp.down_proj", c.width, c.ffn, false);
-        out.layers.push_back(layer);
-    }
-    return out;
+void check_floats(const char* name, const Floats& array, std::vector<int64_t> shape) {
+    check_tensor(name, view(Array(array)), DType::f32, shape);
 }
 
-VisionWeights vision_weights(const VisionConfig& c, const std::vector<bool>& whole,
-                             const Weights& w) {
-    VisionWeights out;
-    out.patch_embed = w.matrix("visual.patch_embed.proj", c.width, c.patch_dim, false);
-    for (size_t i = 0; i < whole.size(); ++i) {
-        const std::string name = "visual.blocks." + std::to_string(i) + ".";
-        VisionBlock block;
-        block.norm1 = w.vector(name + "norm1.weight", c.width);
-        block.qkv = w.matrix(name + "attn.qkv", 3 * c.width, c.width, true);
-        block.proj = w.matrix(name + "attn.proj", c.width, c.width, true);
-        block.norm2 = w.vector(name + "norm2.weight", c.width);
-        block.gate_up = w.matrix(name + "mlp.gate_up_proj", 2 * c.ffn, c.width, true);
-        block.down = w.matrix(name + "mlp.down_proj", c.width, c.ffn, true);
-        block.whole = whole[i];
-        out.blocks.push_back(block);
-    }
-    const int merged = c.width * c.merge_unit;
-    out.merger_norm = w.vector("visual.merger.ln_q.weight", c.width);
-    out.merger_in = w.matrix("visual.merger.mlp.0", merged, merged, true);
-    out.merger_out = w.matrix("visual.merger.mlp.2", c.out_width, merged, true);
-    return out;
+void check_floats(const char* name, const FloatsOut& array, std::vector<int64_t> shape) {
+    check_tensor(name, view(Array(array)), DType::f32, shape);
 }
 
 // (slot, past, count, logits (V) or None, mass (past + count) or None)
@@ -96,7 +60,7 @@ class PyDecoder {
 
     PyDecoder(const DecoderConfig& config, nb::dict arrays, const Kernels& kernels, int threads)
         : arrays_(arrays),
-          decoder_(config, decoder_weights(config, Weights(arrays)), kernels, threads) {}
+          decoder_(config, weights(arrays).decoder(config), kernels, threads) {}
 
     bool alloc(int slot, int64_t capacity) {
         require(slot >= 0 && capacity > 0 && capacity < 1 << 30, "alloc: slot or capacity");
@@ -110,17 +74,16 @@ class PyDecoder {
         const DecoderConfig& c = decoder_.config();
         DecoderStep step = {};
         const int64_t tokens = static_cast<int64_t>(ids.size());
-        check_tensor("cos", Array(cos), nb::dtype<float>(), {tokens, c.head_dim / 2});
-        check_tensor("sin", Array(sin), nb::dtype<float>(), {tokens, c.head_dim / 2});
+        check_floats("cos", cos, {tokens, c.head_dim / 2});
+        check_floats("sin", sin, {tokens, c.head_dim / 2});
         int64_t num_visual = 0;
         if (visual_embeds) {
             num_visual = static_cast<int64_t>(visual_embeds->shape(0));
-            check_tensor("visual_embeds", Array(*visual_embeds), nb::dtype<float>(),
-                         {num_visual, c.width});
+            check_floats("visual_embeds", *visual_embeds, {num_visual, c.width});
             step.visual_embeds = visual_embeds->data();
         }
         if (visual_row) {
-            check_tensor("visual_row", Array(*visual_row), nb::dtype<int64_t>(), {tokens});
+            require(static_cast<int64_t>(visual_row->size()) == tokens, "visual_row: size");
             step.visual_row = visual_row->data();
         }
         for (int64_t t = 0; t < tokens; ++t) {
@@ -136,8 +99,8 @@ class PyDecoder {
         for (SequenceTuple& s : sequences) {
             auto& [slot, past, count, logits, mass] = s;
             require(count > 0 && past >= 0, "sequences: count or past");
-            if (logits) check_tensor("logits", Array(*logits), nb::dtype<float>(), {c.vocab_size});
-            if (mass) check_tensor("mass", Array(*mass), nb::dtype<float>(), {past + count});
+            if (logits) check_floats("logits", *logits, {c.vocab_size});
+            if (mass) check_floats("mass", *mass, {past + count});
             step.sequences.push_back({slot, past, count, logits ? logits->data() : nullptr,
                                       mass ? mass->data() : nullptr});
             require(decoder_.fits(slot, past + count),
@@ -151,8 +114,8 @@ class PyDecoder {
 
     void kv_reinject(int slot, Ints source, int first, Floats cos, Floats sin) {
         const DecoderConfig& c = decoder_.config();
-        check_tensor("cos", Array(cos), nb::dtype<float>(), {c.head_dim / 2});
-        check_tensor("sin", Array(sin), nb::dtype<float>(), {c.head_dim / 2});
+        check_floats("cos", cos, {c.head_dim / 2});
+        check_floats("sin", sin, {c.head_dim / 2});
         const int count = static_cast<int>(source.size());
         require(decoder_.fits(slot, first + count), "kv_reinject: slot too small");
         for (int i = 0; i < count; ++i) {
@@ -165,8 +128,7 @@ class PyDecoder {
     void read_kv(int slot, int length, FloatsOut k, FloatsOut v) {
         const DecoderConfig& c = decoder_.config();
         for (const FloatsOut& out : {k, v}) {
-            check_tensor("read_kv", Array(out), nb::dtype<float>(),
-                         {c.num_layers, c.num_kv_heads, length, c.head_dim});
+            check_floats("read_kv", out, {c.num_layers, c.num_kv_heads, length, c.head_dim});
         }
         require(decoder_.fits(slot, length), "read_kv: length");
         int64_t at = 0;
@@ -192,17 +154,16 @@ class PyVision {
     PyVision(const VisionConfig& config, const std::vector<bool>& whole, nb::dict arrays,
              const Kernels& kernels, int threads)
         : arrays_(arrays),
-          vision_(config, vision_weights(config, whole, Weights(arrays)), kernels, threads) {}
+          vision_(config, weights(arrays).vision(config, whole), kernels, threads) {}
 
     void forward(Floats pixel_values, Floats cos, Floats sin, std::vector<int> windows,
                  std::vector<int> frames, FloatsOut out) {
         const VisionConfig& c = vision_.config();
         const int64_t patches = static_cast<int64_t>(pixel_values.shape(0));
-        check_tensor("pixel_values", Array(pixel_values), nb::dtype<float>(),
-                     {patches, c.patch_dim});
-        check_tensor("cos", Array(cos), nb::dtype<float>(), {patches, c.head_dim / 2});
-        check_tensor("sin", Array(sin), nb::dtype<float>(), {patches, c.head_dim / 2});
-        check_tensor("out", Array(out), nb::dtype<float>(), {patches / c.merge_unit, c.out_width});
+        check_floats("pixel_values", pixel_values, {patches, c.patch_dim});
+        check_floats("cos", cos, {patches, c.head_dim / 2});
+        check_floats("sin", sin, {patches, c.head_dim / 2});
+        check_floats("out", out, {patches / c.merge_unit, c.out_width});
         require(patches % c.merge_unit == 0, "pixel_values: not whole merge units");
         for (const std::vector<int>* segments : {&windows, &frames}) {
             int64_t total = 0;
