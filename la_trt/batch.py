@@ -22,11 +22,12 @@ from la_trt.sequence import SequenceState, Vocabulary
 DEFAULT_PREFILL_CHUNK = 512
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Request:
     """A prompt and its samples, which are the sequences first_index, first_index + 1, ...
 
-    `visual_embeds` (M, E): None lets the vision tower run at the first sample.
+    `visual_embeds` (M, E): None lets the vision tower run at the first sample; else
+    `vision_ms` is what they took.
     `image_digests`: what tells the images of the prompt apart, one each, where the slots of
     the batch keep prefixes; else empty.
     """
@@ -35,8 +36,10 @@ class Request:
     options: GenerationOptions
     first_index: int
     visual_embeds: FloatArray | None = None
+    vision_ms: float = 0.0
     image_digests: tuple[bytes, ...] = ()
     next_sample: int = 0
+    num_cached: int = 0  # prompt tokens that the slots of its samples already held
 
 
 class Slots(Protocol):
@@ -104,6 +107,17 @@ class Batch:
         return len(self._active)
 
     @property
+    def num_waiting(self) -> int:
+        """Requests none of whose samples has a slot yet."""
+        return sum(request.next_sample == 0 for request in tuple(self._waiting))
+
+    @property
+    def first_indices(self) -> set[int]:
+        """The first sequence numbers of all requests that are waiting or running."""
+        running = {request.first_index for request in self._requests.values()}
+        return running | {request.first_index for request in self._waiting}
+
+    @property
     def kv_tokens(self) -> int:
         """KV positions that the running sequences use."""
         return sum(self._engine.length(state.slot) for state in self._active)
@@ -163,6 +177,7 @@ class Batch:
                 self._slots.release(slot, request, finished=False)
                 raise
             state.skip(num_cached)
+            request.num_cached += num_cached
             self._active.append(state)
             self._requests[state.index] = request
             request.next_sample += 1
@@ -171,7 +186,7 @@ class Batch:
                 self._waiting.append(request)
 
     def _start(self, request: Request, slot: int, capacity: int) -> SequenceState:
-        prompt, vision_ms = request.prompt, 0.0
+        prompt, vision_ms = request.prompt, 0.0 if request.next_sample else request.vision_ms
         if request.visual_embeds is None and prompt.num_visual:
             started = time.perf_counter()
             request.visual_embeds = self._engine.vision(prompt.pixel_values, prompt.image_grid_thw)

@@ -22,6 +22,7 @@ COMMANDS = {
     "build": "Write an engine bundle from a checkpoint.",
     "infer": "Ask a question about images.",
     "bench": "Measure a bundle under one or more policies.",
+    "serve": "Serve a model over HTTP, as the OpenAI API has it.",
     "eval": "Score a model on a suite, or compare two runs.",
     "info": "Say what a checkpoint or bundle is, or how an image is cut.",
     "doctor": "Say what this machine can run, having run it.",

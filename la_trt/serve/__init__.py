@@ -1,0 +1,1 @@
+"""`la-trt serve`: an OpenAI-compatible HTTP server over one engine."""

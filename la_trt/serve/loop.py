@@ -1,0 +1,195 @@
+"""The thread that owns the engine: it takes requests in, steps the batch, and hands events out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from la_trt.batch import Batch, Request
+from la_trt.errors import LookAgainError
+from la_trt.events import DoneEvent, Event
+from la_trt.serve.errors import ApiError, from_known, internal, unavailable
+from la_trt.serve.logs import log
+from la_trt.serve.metrics import Metrics
+from la_trt.serve.prefix import PrefixSlots
+from la_trt.serve.vision import VisionTower
+from la_trt.session import Session
+
+Deliver = Callable[["list[Event] | ApiError"], None]
+
+
+@dataclass(slots=True)
+class _Client:
+    """Who gets the events of a request, and how many of its samples are not done."""
+
+    request: Request
+    deliver: Deliver
+    num_open: int
+
+
+class EngineLoop:
+    """Continuous batching over one session.
+
+    `submit` and `cancel` may be called from any thread. Events are delivered in the asyncio
+    loop that `start` was called from, all those of an engine step at once.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tower: VisionTower,
+        metrics: Metrics,
+        *,
+        prefill_chunk: int,
+        prefix_cache: bool,
+    ) -> None:
+        self._prefix = PrefixSlots(session.engine) if prefix_cache else None
+        self._batch: Batch = session.open_batch(slots=self._prefix, prefill_chunk=prefill_chunk)
+        self._step_lock = tower.step_lock
+        self._metrics = metrics
+        limits = session.engine.limits
+        self._kv_positions = limits.max_batch * limits.max_len
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._clients: dict[int, _Client] = {}
+        self._next_index = 0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._counted = (0, 0)
+
+    def start(self) -> None:
+        """Start the thread; events go to the running asyncio loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests handed over whose first sample has no slot yet."""
+        return self._batch.num_waiting
+
+    def submit(self, request: Request, deliver: Deliver) -> int:
+        """Let a checked request join; returns its first sequence number, for `cancel`."""
+        with self._wake:
+            request.first_index = self._next_index
+            self._next_index += request.options.num_samples
+            self._inbox.append(lambda: self._join(request, deliver))
+            self._wake.notify()
+        return request.first_index
+
+    def cancel(self, first_index: int) -> None:
+        """Drop a request; its KV is free after the step that is under way."""
+        with self._wake:
+            self._inbox.append(lambda: self._drop(first_index))
+            self._wake.notify()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End the thread; what still runs gets no more events."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self._batch.busy or self._stopping):
+                    self._wake.wait()
+                commands, self._inbox = self._inbox, []
+                if self._stopping:
+                    break
+            for command in commands:
+                command()
+            if self._batch.busy:
+                self._advance()
+            self._measure()
+        self._batch.close()
+        if self._prefix is not None:
+            self._prefix.clear()
+
+    def _join(self, request: Request, deliver: Deliver) -> None:
+        client = _Client(request, deliver, request.options.num_samples)
+        for index in range(request.first_index, request.first_index + client.num_open):
+            self._clients[index] = client
+        self._batch.add(request)
+
+    def _drop(self, first_index: int) -> None:
+        self._batch.cancel(first_index)
+        client = self._clients.get(first_index)
+        for index, other in list(self._clients.items()):
+            if other is client or other.request.first_index == first_index:
+                del self._clients[index]
+
+    def _advance(self) -> None:
+        try:
+            with self._step_lock:
+                events = self._batch.step()
+        except LookAgainError as error:
+            self._lost(from_known(error))
+        except Exception:
+            log("engine_failed", level=logging.ERROR, exc_info=True)
+            self._fail_all(internal())
+        else:
+            self._hand_out(events)
+
+    def _lost(self, error: ApiError) -> None:
+        """The batch gave up a request that it could not even start."""
+        known = self._batch.first_indices
+        for client in {id(c): c for c in self._clients.values()}.values():
+            if client.request.first_index not in known:
+                self._drop(client.request.first_index)
+                self._post([(client.deliver, error)])
+
+    def _fail_all(self, error: ApiError) -> None:
+        clients = {id(c): c for c in self._clients.values()}.values()
+        self._clients.clear()
+        self._batch.close()
+        self._post([(client.deliver, error) for client in clients])
+
+    def _hand_out(self, events: Sequence[Event]) -> None:
+        grouped: dict[int, tuple[Deliver, list[Event] | ApiError]] = {}
+        for event in events:
+            client = self._clients.get(event.sequence)
+            if client is None:
+                continue
+            _, mine = grouped.setdefault(client.request.first_index, (client.deliver, []))
+            assert isinstance(mine, list)
+            mine.append(event)
+            if isinstance(event, DoneEvent):
+                del self._clients[event.sequence]
+        if grouped:
+            self._post(list(grouped.values()))
+
+    def _post(self, deliveries: list[tuple[Deliver, list[Event] | ApiError]]) -> None:
+        def deliver_all() -> None:
+            for deliver, what in deliveries:
+                deliver(what)
+
+        assert self._loop is not None, "EngineLoop.start was not called"
+        try:
+            self._loop.call_soon_threadsafe(deliver_all)
+        except RuntimeError:  # the asyncio loop is closed: nobody listens any more
+            self._stopping = True
+
+    def _measure(self) -> None:
+        self._metrics.running.set(self._batch.num_running)
+        self._metrics.kv_usage.set(self._batch.kv_tokens / self._kv_positions)
+        if self._prefix is not None:
+            queried, reused = self._prefix.num_queried, self._prefix.num_reused
+            self._metrics.prefix_queries.inc(queried - self._counted[0])
+            self._metrics.prefix_hits.inc(reused - self._counted[1])
+            self._counted = (queried, reused)
+
+
+def stopped() -> ApiError:
+    """What requests get that outlast the drain."""
+    return unavailable("the server is shutting down", "draining")
