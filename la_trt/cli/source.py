@@ -66,9 +66,10 @@ class Source:
             options["max_len"] = self.max_model_len
         if self.runs_torch:
             return LookAgain.from_checkpoint(self.ckpt or shipped(), limits=limits, **options)
-        options["mass"] = mass
         if self.backend == "native":
             options["backend"] = "native"
+        else:
+            options["mass"] = mass
         if self.engine is None:
             return _open_shipped(limits, options)
         _refuse_checkpoint(self.engine)
