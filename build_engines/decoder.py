@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from build_engines.functions import visual_attention
 from build_engines.graph import LOOKAGAIN, MICROSOFT, GraphWriter, WeightFile
-from build_engines.layers import LayerWriter, WeightSource
+from build_engines.layers import ONNX_RUNTIME, LayerWriter, Target, WeightSource
 from build_engines.progress import Progress
 from build_engines.quantize import Quant
 from la_trt.bindings import decoder_inputs, decoder_outputs
@@ -26,12 +26,15 @@ def write_decoder(
     quant: Quant,
     block_size: int,
     progress: Progress,
+    target: Target = ONNX_RUNTIME,
 ) -> None:
     """Write `path` and `path.data`. `progress` advances once for each layer and for the head."""
     weights = WeightFile(path.with_name(path.name + DATA_SUFFIX))
-    graph = GraphWriter("decoder", decoder_inputs(config), weights)
-    graph.functions.append(visual_attention())
-    layers = LayerWriter(graph=graph, source=source, quant=quant, block_size=block_size)
+    graph = GraphWriter("decoder", decoder_inputs(config, dtype=target.dtype), weights)
+    graph.functions.append(visual_attention(target.dtype))
+    layers = LayerWriter(
+        graph=graph, source=source, quant=quant, block_size=block_size, target=target
+    )
     decoder = _Decoder(config, graph, layers)
     x = decoder.embed()
     present: list[ir.Value] = []
@@ -43,7 +46,7 @@ def write_decoder(
         progress.advance()
     outputs = [decoder.logits(x), decoder.mean_mass(masses), *present]
     progress.advance()
-    graph.save(path, zip(decoder_outputs(config), outputs, strict=True))
+    graph.save(path, zip(decoder_outputs(config, dtype=target.dtype), outputs, strict=True))
 
 
 class _Decoder:
@@ -69,8 +72,9 @@ class _Decoder:
         g, op = self.graph, self.op
         ids = g.inputs["input_ids"]
         name = "model.embed_tokens"
-        if self.layers.quant == "none":
-            table = g.weight(f"{name}.weight", self.layers.rows(f"{name}.weight"))
+        if self.layers.quant == "none" or self.layers.target.portable:
+            rows = self.layers.target.cast(self.layers.rows(f"{name}.weight"))
+            table = g.weight(f"{name}.weight", rows)
             self.head = (table, table)
             return op("Gather", table, ids, name="token", axis=0)
         matrix = self.layers.quantised(name)
@@ -146,7 +150,13 @@ class _Decoder:
         )
 
     def logits(self, x: ir.Value) -> ir.Value:
-        """(R, V) for the rows `logits_row` of the flattened tokens; only they meet the head."""
+        """(R, V) float32, for the rows `logits_row` of the flattened tokens alone."""
+        logits = self._head_product(x)
+        if self.layers.target.dtype == "float32":
+            return logits
+        return self.op("Cast", logits, name="logits_float", to=int(ir.DataType.FLOAT))
+
+    def _head_product(self, x: ir.Value) -> ir.Value:
         g, op, t = self.graph, self.op, self.text
         flat = op("Reshape", x, g.constant([-1, t.hidden_size], "int64"), name="hidden_TE")
         last = op("Gather", flat, g.inputs["logits_row"], name="hidden_RE", axis=0)
@@ -157,6 +167,11 @@ class _Decoder:
         table, scale = self.head
         if self.layers.quant == "none":
             return op("Gemm", last, table, name="lm_head", transB=1)
+        if self.layers.target.portable:
+            matrix = self.layers.quantised("model.embed_tokens")
+            return op(
+                "MatMul", last, self.layers.dequantised("lm_head.weight", matrix), name="lm_head"
+            )
         alias = [self._alias(value, name) for value, name in ((table, "q"), (scale, "scale"))]
         weight = op(
             "DequantizeLinear", *alias, name="lm_head.dq", axis=0, block_size=self.layers.block_size

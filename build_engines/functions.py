@@ -70,13 +70,13 @@ class _Body:
         return ir.Function(LOOKAGAIN, name, graph=graph, attributes=attrs)
 
 
-def visual_attention() -> ir.Function:
+def visual_attention(dtype: str = "float32") -> ir.Function:
     """`VisualAttention`: causal attention over a cache grown in place, and the visual mass.
 
     Inputs `VISUAL_ATTENTION_INPUTS`, attributes `num_heads`, `kv_num_heads`; q, k and v
     (B, S, heads * D), already rotated. Outputs: y (B, S, H * D), present_key, present_value,
-    and mass (B, N): what query row S - 1 puts on the keys `visual_index` (B, N), summed over
-    the query heads.
+    and mass (B, N) float32: what query row S - 1 puts on the keys `visual_index` (B, N), summed
+    over the query heads. `dtype`: of everything else.
     """
     body = _Body(VISUAL_ATTENTION_INPUTS)
     v = body.values
@@ -98,6 +98,8 @@ def visual_attention() -> ir.Function:
     last = body.op(
         "Gather", [v["probabilities_BHST"], body.ints("last", -1)], ["last_BHT"], {"axis": 2}
     )
+    if dtype != "float32":
+        last = body.op("Cast", [last], ["last_float_BHT"], {"to": int(ir.DataType.FLOAT)})
     heads = body.op("ReduceSum", [last, body.ints("head_axis", [1])], ["mass_BT"], {"keepdims": 0})
     body.op("GatherElements", [heads, v["visual_index"]], ["mass"], {"axis": 1})
     outputs = ("y", "present_key", "present_value", "mass")
@@ -106,11 +108,12 @@ def visual_attention() -> ir.Function:
     )
 
 
-def vision_attention(masked: bool) -> ir.Function:
+def vision_attention(masked: bool, *, portable: bool = False) -> ir.Function:
     """`WindowAttention` (masked) or `ImageAttention`: full attention within each batch row.
 
     q, k and v (B, S, H * D), attribute `num_heads`; with a mask, `key_length` (B,) int32 keys
     count in each row. Output y (B, S, H * D); rows beyond `key_length` are unspecified.
+    `portable`: a body of the standard's `Attention` in place of ONNX Runtime's operator.
     """
     names = VISION_ATTENTION_INPUTS if masked else VISION_ATTENTION_INPUTS[:3]
     body = _Body(names)
@@ -118,7 +121,33 @@ def vision_attention(masked: bool) -> ir.Function:
     inputs: list[ir.Value | None] = [v["query"], v["key"], v["value"]]
     if masked:
         inputs += [None, v["key_length"]]
-    refs = {"num_heads": ir.AttributeType.INT}
-    body.op("MultiHeadAttention", inputs, ["y"], {}, refs, domain=MICROSOFT)
+    if portable:
+        _standard_attention(body, masked)
+    else:
+        refs = {"num_heads": ir.AttributeType.INT}
+        body.op("MultiHeadAttention", inputs, ["y"], {}, refs, domain=MICROSOFT)
     name = "WindowAttention" if masked else "ImageAttention"
     return body.function(name, names, ("y",), ("num_heads",))
+
+
+def _standard_attention(body: _Body, masked: bool) -> None:
+    """`Attention`, the mask (B, 1, 1, S) true where a key counts."""
+    v = body.values
+    inputs: list[ir.Value | None] = [v["query"], v["key"], v["value"]]
+    if masked:
+        length = body.op("Shape", [v["key"]], ["length"], {"start": 1, "end": 2})
+        zero, one = body.ints("zero", 0), body.ints("one", 1)
+        stop = body.op("Squeeze", [length], ["stop"])
+        index_S = body.op("Range", [zero, stop, one], ["index_S"])
+        axes = body.ints("mask_axes", [1, 2, 3])
+        int64 = {"to": int(ir.DataType.INT64)}
+        count = body.op("Cast", [v["key_length"]], ["count_B"], int64)
+        count = body.op("Unsqueeze", [count, axes], ["count_B111"])
+        inputs.append(body.op("Less", [index_S, count], ["mask_B11S"]))
+    heads = dict.fromkeys(("q_num_heads", "kv_num_heads"), ir.AttributeType.INT)
+    node = ir.node("Attention", inputs, {}, num_outputs=1)
+    for name, kind in heads.items():
+        node.attributes.add(ir.RefAttr(name, "num_heads", kind))
+    node.outputs[0].name = "y"
+    body.values["y"] = node.outputs[0]
+    body.nodes.append(node)

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import ml_dtypes  # noqa: F401  # numpy learns "bfloat16"
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from build_engines.graph import GraphWriter
 from build_engines.quantize import Quant, QuantisedMatrix, quantise
+from la_trt.errors import CheckpointError
 
 BITS = {"int8": 8, "int4": 4}
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a graph is written for.
+
+    `dtype`: of activations, norms, scales and KV cache, and of weights that are not quantised.
+    `portable`: operators of the standard and functions of `lookagain` alone, as TensorRT wants
+    them; otherwise ONNX Runtime's own operators as well, where they are faster.
+    """
+
+    dtype: Dtype = "float32"
+    portable: bool = False
+
+    def cast(self, data: NDArray[np.float32]) -> NDArray[Any]:
+        """The array in `dtype`, values out of its range refused. Raises CheckpointError."""
+        if self.dtype == "float32":
+            return data
+        with np.errstate(over="ignore"):
+            out = data.astype(np.dtype(self.dtype))
+        if self.dtype == "float16" and not np.isfinite(out).all():
+            raise CheckpointError(
+                f"a weight of magnitude {float(np.abs(data).max()):.3g} exceeds float16\n"
+                "build with --dtype bf16",
+                name="E_DTYPE_RANGE",
+            )
+        return out
+
+
+ONNX_RUNTIME = Target()
 
 
 class WeightSource(Protocol):
@@ -37,19 +70,21 @@ class LayerWriter:
     source: WeightSource
     quant: Quant
     block_size: int
+    target: Target = ONNX_RUNTIME
 
     def linear(self, x: ir.Value, *names: str, bias: bool = False) -> ir.Value:
         """x @ W^T (+ b); several names are stacked along the output into one matrix."""
         label = names[0]
         if self.quant == "none":
             data = np.concatenate([self.rows(f"{n}.weight") for n in names])
-            weight = self.graph.weight(f"{label}.weight", np.ascontiguousarray(data.T))
+            data = np.ascontiguousarray(self.target.cast(data).T)
+            weight = self.graph.weight(f"{label}.weight", data)
         else:
             weight = self.dequantised(f"{label}.weight", self.quantised(*names))
         y = self.graph.op("MatMul", x, weight, name=label)
         if not bias:
             return y
-        data = np.concatenate([self.rows(f"{n}.bias") for n in names])
+        data = self.target.cast(np.concatenate([self.rows(f"{n}.bias") for n in names]))
         return self.graph.op(
             "Add", y, self.graph.weight(f"{label}.bias", data), name=f"{label}.add"
         )
@@ -86,7 +121,7 @@ class LayerWriter:
         """The initializers (codes, scales) of a matrix."""
         dtype = ir.DataType.INT4 if matrix.bits == 4 else ir.DataType.INT8
         q = self.graph.weight(f"{name}.q", matrix.q, dtype, matrix.shape)
-        return q, self.graph.weight(f"{name}.scale", matrix.scale)
+        return q, self.graph.weight(f"{name}.scale", self.target.cast(matrix.scale))
 
     def rows(self, tensor: str) -> NDArray[np.float32]:
         """A whole tensor as float32, flattened to (rows, rest); its pages are given back."""
@@ -96,7 +131,7 @@ class LayerWriter:
 
     def rms_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
         """`RMSNormalization` over the last axis."""
-        scale = self.graph.weight(f"{name}.weight", self.rows(f"{name}.weight"))
+        scale = self.graph.weight(f"{name}.weight", self.target.cast(self.rows(f"{name}.weight")))
         return self.graph.op("RMSNormalization", x, scale, name=name, axis=-1, epsilon=epsilon)
 
     def gated_mlp(self, x: ir.Value, name: str, *, bias: bool) -> ir.Value:

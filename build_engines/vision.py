@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from build_engines.functions import vision_attention
 from build_engines.graph import LOOKAGAIN, GraphWriter, WeightFile
-from build_engines.layers import LayerWriter, WeightSource
+from build_engines.layers import ONNX_RUNTIME, LayerWriter, Target, WeightSource
 from build_engines.progress import Progress
 from build_engines.quantize import Quant
 from la_trt.bindings import vision_inputs, vision_outputs
@@ -33,13 +33,16 @@ def write_vision(
     quant: Quant,
     block_size: int,
     progress: Progress,
+    target: Target = ONNX_RUNTIME,
 ) -> None:
     """Write `path` and `path.data`. `progress` advances once for each block and for the merger."""
     weights = WeightFile(path.with_name(path.name + ".data"))
-    graph = GraphWriter("vision", vision_inputs(config), weights)
-    graph.functions += [vision_attention(masked=True), vision_attention(masked=False)]
+    graph = GraphWriter("vision", vision_inputs(config, dtype=target.dtype), weights)
+    graph.functions += [vision_attention(m, portable=target.portable) for m in (True, False)]
     tower_quant: Quant = "none" if quant == "none" else "int8"
-    layers = LayerWriter(graph=graph, source=source, quant=tower_quant, block_size=block_size)
+    layers = LayerWriter(
+        graph=graph, source=source, quant=tower_quant, block_size=block_size, target=target
+    )
     tower = _Tower(config, graph, layers)
     x = layers.linear(graph.inputs["pixel_values"], "visual.patch_embed.proj")
     for i in range(config.vision.depth):
@@ -47,7 +50,7 @@ def write_vision(
         progress.advance()
     merged = tower.merge(x)
     progress.advance()
-    graph.save(path, zip(vision_outputs(config), [merged], strict=True))
+    graph.save(path, zip(vision_outputs(config, dtype=target.dtype), [merged], strict=True))
 
 
 class _Tower:

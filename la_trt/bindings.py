@@ -24,9 +24,12 @@ class Binding:
     shape: tuple[Dim, ...]
 
 
-def decoder_inputs(config: ModelConfig, *, mass: bool = True) -> tuple[Binding, ...]:
+def decoder_inputs(
+    config: ModelConfig, *, mass: bool = True, dtype: str = "float32"
+) -> tuple[Binding, ...]:
     """The decoder's inputs, the KV cache last; `visual_index` only with `mass`.
 
+    `dtype`: of embeddings, rotary tables and KV cache (float32, float16 or bfloat16).
     `visual_row` is -1 where the token's own embedding stands. `cos` and `sin` are those of
     M-RoPE, already chosen by section. `seqlens_k` counts the KV positions after this step less
     one, `query_seqlens` the tokens that are appended (0: an idle row, its KV untouched).
@@ -37,20 +40,23 @@ def decoder_inputs(config: ModelConfig, *, mass: bool = True) -> tuple[Binding, 
     return (
         Binding("input_ids", "int64", ("B", "S")),
         Binding("visual_row", "int64", ("B", "S")),
-        Binding("visual_embeds", "float32", ("M", t.hidden_size)),
-        Binding("cos", "float32", ("B", "S", t.head_dim // 2)),
-        Binding("sin", "float32", ("B", "S", t.head_dim // 2)),
+        Binding("visual_embeds", dtype, ("M", t.hidden_size)),
+        Binding("cos", dtype, ("B", "S", t.head_dim // 2)),
+        Binding("sin", dtype, ("B", "S", t.head_dim // 2)),
         Binding("seqlens_k", "int32", ("B",)),
         Binding("query_seqlens", "int32", ("B",)),
         Binding("total_sequence_length", "int32", (1,)),
         *([Binding("visual_index", "int64", ("B", "N"))] if mass else []),
         Binding("logits_row", "int64", ("R",)),
-        *(Binding(n, "float32", kv) for n in kv_names("past", t.num_hidden_layers)),
+        *(Binding(n, dtype, kv) for n in kv_names("past", t.num_hidden_layers)),
     )
 
 
-def decoder_outputs(config: ModelConfig, *, mass: bool = True) -> tuple[Binding, ...]:
-    """The decoder's outputs. `present_*` are bound to the same memory as `past_*`.
+def decoder_outputs(
+    config: ModelConfig, *, mass: bool = True, dtype: str = "float32"
+) -> tuple[Binding, ...]:
+    """The decoder's outputs. `present_*` are bound to the same memory as `past_*`, in its `dtype`;
+    logits and mass are float32 always.
 
     `visual_mass` (only with `mass`) is the probability that row S - 1 puts on each key of
     `visual_index`, mean over layers and query heads.
@@ -60,7 +66,7 @@ def decoder_outputs(config: ModelConfig, *, mass: bool = True) -> tuple[Binding,
     return (
         Binding("logits", "float32", ("R", t.vocab_size)),
         *([Binding("visual_mass", "float32", ("B", "N"))] if mass else []),
-        *(Binding(n, "float32", kv) for n in kv_names("present", t.num_hidden_layers)),
+        *(Binding(n, dtype, kv) for n in kv_names("present", t.num_hidden_layers)),
     )
 
 
@@ -69,7 +75,7 @@ def kv_names(prefix: str, num_layers: int) -> tuple[str, ...]:
     return tuple(f"{prefix}_{kind}.{i}" for i in range(num_layers) for kind in ("key", "value"))
 
 
-def vision_inputs(config: ModelConfig) -> tuple[Binding, ...]:
+def vision_inputs(config: ModelConfig, *, dtype: str = "float32") -> tuple[Binding, ...]:
     """The vision tower's inputs: G images of one size, patches in window order.
 
     `window_patch` (W, Q) names rows of the flattened (G * P) patches, padded with 0 at the end
@@ -78,15 +84,15 @@ def vision_inputs(config: ModelConfig) -> tuple[Binding, ...]:
     """
     v = config.vision
     return (
-        Binding("pixel_values", "float32", ("G", "P", v.patch_dim)),
-        Binding("cos", "float32", ("G", "P", v.head_dim // 2)),
-        Binding("sin", "float32", ("G", "P", v.head_dim // 2)),
+        Binding("pixel_values", dtype, ("G", "P", v.patch_dim)),
+        Binding("cos", dtype, ("G", "P", v.head_dim // 2)),
+        Binding("sin", dtype, ("G", "P", v.head_dim // 2)),
         Binding("window_patch", "int64", ("W", "Q")),
         Binding("window_length", "int32", ("W",)),
         Binding("patch_slot", "int64", ("GP",)),
     )
 
 
-def vision_outputs(config: ModelConfig) -> tuple[Binding, ...]:
+def vision_outputs(config: ModelConfig, *, dtype: str = "float32") -> tuple[Binding, ...]:
     """The vision tower's output: merged tokens in window order."""
-    return (Binding("visual_embeds", "float32", ("M", config.vision.out_hidden_size)),)
+    return (Binding("visual_embeds", dtype, ("M", config.vision.out_hidden_size)),)
