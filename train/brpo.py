@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,9 @@ def brpo(trainer: Trainer) -> Path:
         config.tensorboard if trainer.rank == 0 else "off",
         first=trainer.step + 1,
     )
-    with RunLog(output, name, total=config.steps, done=trainer.step) as log, fast_attention():
+    half = trainer.config.optim.dtype == "bfloat16"
+    attention = fast_attention() if half and trainer.device == "cpu" else nullcontext()
+    with RunLog(output, name, total=config.steps, done=trainer.step) as log, attention:
         while trainer.step < config.steps:
             report(trainer, trainer.train_step(), log, board)
             step = trainer.step

@@ -115,7 +115,7 @@ _LOOKWORLD_TINY = BrpoConfig(
     run=RunConfig(steps=120, save_every=5, validate_every=20),
     rollout=RolloutConfig(questions=8, max_completion=320, max_length=1024, batch=64),
     reward=RewardConfig(ideal_length=30.0, balance_floor=-1.0),
-    optim=OptimConfig(micro_batch=32, lr=2e-5, warmup_frac=0.05, dtype="float32"),
+    optim=OptimConfig(micro_batch=16, accumulation=4, lr=2e-5, warmup_frac=0.05, dtype="float32"),
 )
 
 PRESETS: Mapping[str, BrpoConfig] = {"paper-7b": _PAPER_7B, "lookworld-tiny": _LOOKWORLD_TINY}

@@ -157,6 +157,7 @@ class Trainer:
         turns = [self.turns.take() for _ in range(data.global_batch // trainee.world)]
         num_targets = trainee.total(sum(map(num_learned, turns)))
         loss, tokens, injected = 0.0, 0, 0
+        turns.sort(key=lambda t: len(t.prompt.input_ids) + len(t.response_ids))  # little padding
         for part in pieces(turns, data.micro_batch):
             log_probs, batch = self.log_probs(part)
             # FSDP averages gradients over the processes; the loss is the mean over all targets.

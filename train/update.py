@@ -74,7 +74,7 @@ class Updater:
     @torch.no_grad()
     def _look_up(self, rows: Sequence[Sequence[Row]]) -> None:
         """Fill in `old` and `ref`, as far as they are needed."""
-        flat = [row for group in rows for row in group]
+        flat = by_length([row for group in rows for row in group])
         several = self.config.optim.epochs * self.config.updates_per_epoch > 1
         temperature = self.config.rollout.temperature
         for part in pieces(flat, self.config.optim.micro_batch):
@@ -107,7 +107,7 @@ class Updater:
         if not float(normaliser):
             return {}
         totals = dict.fromkeys(("policy", "kl", "clip_frac", "ratio", "entropy", "engine_gap"), 0.0)
-        for part in pieces(rows, optim.micro_batch):
+        for part in pieces(by_length(rows), optim.micro_batch):
             loss, metrics, gap = self._loss(part, float(normaliser))
             loss.backward()
             own = sum(len(row.engine) for row in part) / max(1, tokens)
@@ -166,6 +166,11 @@ def _each(answers: Answers) -> list[Tensor]:
     """The log-probabilities of each answer, without padding."""
     logprobs_NR, _, mask_NR = answers
     return [row[kept] for row, kept in zip(logprobs_NR, mask_NR, strict=True)]
+
+
+def by_length(rows: Sequence[Row]) -> list[Row]:
+    """The rows, short ones first: rows that share a pass then need little padding."""
+    return sorted(rows, key=lambda row: len(row.sequence))
 
 
 def pieces(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:

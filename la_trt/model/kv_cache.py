@@ -11,12 +11,15 @@ from torch import Tensor
 from la_trt.config import TextConfig
 from la_trt.model.attention import attention_probabilities
 
+_BLOCK = 128
+
 
 class KvCache:
     """K and V of every slot: two tensors (L, slots, K, C, D), K after its rotation.
 
-    C grows to the largest capacity that was asked for. Positions that hold no token are zero,
-    never left over: a batch reads them with probability 0, and 0 * NaN would be NaN.
+    C grows to the largest capacity that was asked for, in blocks, since prompts that differ by a
+    few tokens would move all of it each time. Positions that hold no token are zero, never left
+    over: a batch reads them with probability 0, and 0 * NaN would be NaN.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class KvCache:
     def reserve(self, capacity: int) -> None:
         """Make room for slots of `capacity` tokens; what the slots hold stays."""
         if capacity > self.k_LBKCD.shape[3]:
+            capacity = -(-capacity // _BLOCK) * _BLOCK
             self.k_LBKCD = _grown(self.k_LBKCD, capacity)
             self.v_LBKCD = _grown(self.v_LBKCD, capacity)
 

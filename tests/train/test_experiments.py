@@ -348,7 +348,7 @@ def test_the_plan_shares_training() -> None:
     assert checkpoint(by_name["random 50"], 1) == checkpoint(by_name["ROUTE 0"], 1)
     for name in trained:
         stage = next(s for s in stages if s.name == name)
-        assert stage.arguments[stage.arguments.index("--steps") + 1] == "20"
+        assert stage.arguments[stage.arguments.index("--steps") + 1] == "30"
         assert stage.arguments[stage.arguments.index("--ckpt") + 1] == "{@start}"
     assert "eval-base-0-test" in names and "eval-base-1-test" not in names
     assert "sft-copy-size-small-1" in names and "sft-text-main-1" in names

@@ -81,11 +81,11 @@ class PlanConfig:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    brpo_steps: int = 60
+    brpo_steps: int = 50
     num_answers: int = 1500
-    sft_steps: int = 200
-    dial_steps: int = 120
-    num_per_family: int = 30
+    sft_steps: int = 300
+    dial_steps: int = 150
+    num_per_family: int = 50
     attention_per_family: int = 10
     world: Mapping[str, Any] = field(default_factory=lambda: dict(WORLD))
     dials: Mapping[str, tuple[float, ...]] = field(
@@ -109,22 +109,32 @@ class PlanConfig:
         return max(1, round(number * self.scale))
 
 
-# Guesses in seconds on one core, nothing of it measured; the runner replaces them by what stages
-# of the same kind took.
-_BRPO_STEP_S, _ANSWER_S, _SFT_STEP_S, _START_S = 25.0, 0.8, 3.0, 20.0
+# Processor seconds on one core of a shared 2-core machine, from short trials with the shipped
+# checkpoint (docs/experiments.md); the runner replaces them by what stages of the kind took.
+_START_S = 10.0  # imports, the checkpoint, drawing the first samples
+_BRPO_STEP_S, _VALIDATION_S = 27.0, 25.0
+_ANSWER_S = 0.22
+_SFT_STEP_S = {
+    ("none", "embed"): 3.2,
+    ("copy", "embed"): 3.8,
+    ("route", "embed"): 4.3,
+    ("copy", "kv"): 3.2,
+}
+_NUM_VALIDATIONS = 6
 _BATCH = 32  # answers decoded at a time
+_MAX_TOKENS = 448  # of an answer; those of the cold start stay below 320
 
 
 def make_plan(config: PlanConfig) -> list[Stage]:
     """All stages, those that others need first, in the order in which a cut-off run is worth most:
     the main comparison on test-inverted seed by seed, then its attention, all other variants and
-    the test split seed by seed, then the dials."""
-    training: list[Stage] = []
-    first: list[Stage] = []
-    rest: list[Stage] = []
-    last: list[Stage] = []
-    for seed in config.seeds:
-        training += _training(config, seed)
+    the test split seed by seed, then the dials. Only BRPO, which everything of its seed waits
+    for, starts two seeds ahead, so that no core is idle."""
+    training = {s.name: s for seed in config.seeds for s in _training(config, seed)}
+    brpo = [training.pop(f"brpo-{seed}") for seed in config.seeds]
+    first, rest, last = brpo[:2], list[Stage](), list[Stage]()
+    for k, seed in enumerate(config.seeds):
+        first += [training.pop(f"answers-zero-{seed}"), *brpo[k + 2 : k + 3]]
         asked = [v for v in VARIANTS if seed == asked_seed(config, v, seed)]
         main = [v for v in asked if v.name in MAIN]
         others = [v for v in asked if v.name not in MAIN]
@@ -136,9 +146,7 @@ def make_plan(config: PlanConfig) -> list[Stage]:
         rest += [_eval(config, variant, seed, "test") for variant in (*main, *others)]
         last += _dial_stages(config, seed)
     rest += [_heatmap(policy, config.seeds[0]) for policy in ("copy", "route")]
-    wanted = in_order([*first, *rest, *last], among=training)
-    assert {s.name for s in training} <= {s.name for s in wanted}, "a training that nobody needs"
-    return wanted
+    return in_order([*first, *rest, *last], among=list(training.values()))
 
 
 def checkpoint(variant: Variant, seed: int) -> str:
@@ -172,12 +180,13 @@ def _training(config: PlanConfig, seed: int) -> Iterator[Stage]:
         arguments=(
             *("--ckpt", f"{{@{START}}}", "--output", "{out}", "--preset", "lookworld-tiny"),
             *("--seed", str(seed), "--steps", str(steps)),
-            *("--validate-every", str(max(1, steps // 6)), "--tensorboard", "off"),
+            *("--validate-every", str(max(1, steps // _NUM_VALIDATIONS))),
+            *("--tensorboard", "off"),
             *(part for world in worlds for part in ("--world", world)),
         ),
         result="checkpoint/model.safetensors",
         keep=("brpo.jsonl",),
-        minutes=(steps * _BRPO_STEP_S + _START_S) / 60,
+        minutes=(steps * _BRPO_STEP_S + _NUM_VALIDATIONS * _VALIDATION_S + _START_S) / 60,
     )
     for answers_of, ckpt in (("zero", f"{{brpo-{seed}}}/checkpoint"), ("cold", f"{{@{START}}}")):
         yield Stage(
@@ -186,7 +195,7 @@ def _training(config: PlanConfig, seed: int) -> Iterator[Stage]:
             module="train.distill",
             arguments=(
                 *("--ckpt", ckpt, "--output", "{out}/answers.jsonl", "--num", str(answers)),
-                *("--batch", str(_BATCH)),
+                *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
                 *("--seed", str(seed), "--first", str(seed * 100_000)),
                 *(("--world", json.dumps(dict(config.world))) if config.world else ()),
             ),
@@ -221,7 +230,7 @@ def _sft(
         ),
         result="checkpoint/model.safetensors",
         keep=("sft.jsonl",),
-        minutes=(steps * _SFT_STEP_S + _START_S) / 60,
+        minutes=(steps * _SFT_STEP_S[reattention, inject] + _START_S) / 60,
     )
 
 
@@ -254,7 +263,7 @@ def _eval(
         arguments=(
             *("eval", "--suite", "lookworld", "--split", split, "--num-per-family", str(num)),
             *("--ckpt", ckpt or checkpoint(variant, seed), "--output", "{out}/eval"),
-            *("--batch", str(_BATCH)),
+            *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
             *_policy_flags(variant),
             *(p for k, v in dials.items() for p in (f"--{k.replace('_', '-')}", f"{v:g}")),
         ),
@@ -272,7 +281,7 @@ def _attention(config: PlanConfig, variant: Variant, seed: int) -> Stage:
         module="train.attention",
         arguments=(
             *("--ckpt", checkpoint(variant, seed), "--output", "{out}/attention.json"),
-            *("--batch", str(_BATCH)),
+            *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
             *("--num-per-family", str(num), "--min-answers", str(min(10, max(1, 10 * num // 4)))),
             *_policy_flags(variant),
             *(("--world", json.dumps(dict(config.world))) if config.world else ()),
