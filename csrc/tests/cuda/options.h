@@ -1,0 +1,12 @@
+// How much the tests of the CUDA kernels run, and from which seed: set by main.
+#pragma once
+
+#include <cstdint>
+
+namespace latrt::test {
+
+uint64_t seed();
+// `few` in the ordinary run; times `--effort`.
+int repeats(int few);
+
+}  // namespace latrt::test

@@ -1,0 +1,43 @@
+#include "kernels/cuda/attention_decode.h"
+
+#include "tests/cuda/options.h"
+#include "tests/cuda/sequences.h"
+
+using namespace latrt;
+using test::AttentionCase;
+
+namespace {
+
+void check(uint64_t seed, int dim, int most_keys) {
+    AttentionCase c(seed, dim, 1, most_keys);
+    cuda::AttentionDecodeParams p = {c.q->bits.data(),
+                                     c.out->bits.data(),
+                                     c.cache(),
+                                     c.sequences,
+                                     c.mass_params(c.num_visual()),
+                                     nullptr,
+                                     c.type,
+                                     c.num_heads,
+                                     c.num_sms,
+                                     1 / std::sqrt(float(dim)),
+                                     int64_t(c.q->ld),
+                                     int64_t(c.out->ld)};
+    test::Buffer<uint8_t> workspace(cuda::attention_decode_workspace(p));
+    p.workspace = workspace.data();
+    CHECK(cuda::launch_attention_decode(p, nullptr) == cudaSuccess);
+    c.check(__FILE__, __LINE__);
+    CHECK(workspace.edges_untouched());
+}
+
+}  // namespace
+
+TEST(attention_decode_equals_the_reference) {
+    for (int i = 0; i < test::repeats(18); ++i) {
+        const uint64_t seed = test::seed() + uint64_t(i);
+        check(seed, std::vector<int>{64, 80, 128}[i / 3 % 3], i % 2 ? 700 : 90);
+    }
+}
+
+TEST(attention_decode_of_many_splits) {
+    for (int i = 0; i < test::repeats(4); ++i) check(test::seed() + 40 + uint64_t(i), 64, 4000);
+}
