@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from train.experiments.plan import START, WORLD, PlanConfig, make_plan
 from train.experiments.plots import draw_all
 from train.experiments.results import collect
 from train.experiments.runner import Runner, plan_table
-from train.experiments.stages import chosen
+from train.experiments.stages import Stage, chosen
 from train.experiments.tables import page
 
 COLD_START = Path("runs/cold-start/checkpoint")
@@ -82,9 +83,12 @@ def main(
         sizes=tuple(name.removeprefix(f"{START}-") for name in more),
     )
     inputs = {START: start, "picture": PICTURE, **more}
-    stages = make_plan(config)
-    stages = stages if only is None else chosen(stages, only)
-    runner = Runner(stages, inputs, work, kept=results / "stages", keep_stale=keep_stale)
+
+    def made(stages: Sequence[Stage]) -> Runner:
+        return Runner(stages, inputs, work, kept=results / "stages", keep_stale=keep_stale)
+
+    plan = make_plan(config)
+    runner = made(plan if only is None else chosen(plan, only))
     if not (dry_run or report_only or start.exists()):
         raise InputError(
             f"{start}: no cold-start checkpoint there\nmake it with `{MAKE_COLD_START}`, "
@@ -100,7 +104,7 @@ def main(
                 jobs=jobs, say=lambda text: click.echo(text, err=True), keep_going=keep_going
             )
     finally:
-        write_results(runner, config, results)
+        write_results(runner if only is None else made(plan), config, results)
     click.echo(results / "README.md")
 
 

@@ -229,7 +229,7 @@ def _sft(
             *source,
         ),
         result="checkpoint/model.safetensors",
-        keep=("sft.jsonl",),
+        keep=("sft.jsonl",) if "--data" in source else (),
         minutes=(steps * _SFT_STEP_S[reattention, inject] + _START_S) / 60,
     )
 
