@@ -28,8 +28,8 @@ struct WarpTile {
     __device__ unsigned char* stage(int i) const { return base + i % 2 * kStageBytes; }
     __device__ void fetch(int i, int row, int end, int lane) const {
         if (row < end) {
-            Rows::fetch(stage(i), k, k_scale, row, end, lane);
-            Rows::fetch(stage(i) + kStageBytes / 2, v, v_scale, row, end, lane);
+            Rows::fetch(stage(i), k, k_scale, kDim, row, end, lane);
+            Rows::fetch(stage(i) + kStageBytes / 2, v, v_scale, kDim, row, end, lane);
         }
         commit_copies();
     }

@@ -35,19 +35,20 @@ struct KvRows {
     static constexpr int kChunks = kRows * kDim / kChunkValues;
     static constexpr int kRawBytes = kCodes ? kRows * kDim + kRows * 4 : 0;
 
-    // Starts the copy of rows [row, row + kRows) of a head; from `end` on they become zeros.
-    // Without codes `raw` is where the values go; with codes a place for kRawBytes.
+    // Starts the copy of rows [row, row + kRows), `stride` values apart; from `end` on they become
+    // zeros. Without codes `raw` is where the values go; with codes a place for kRawBytes.
     __device__ static void fetch(unsigned char* raw, const void* rows, const float* scales,
-                                 int row, int end, int thread) {
-        const auto* from = static_cast<const unsigned char*>(rows) +
-                           static_cast<int64_t>(row) * kDim * (kCodes ? 1 : 2);
+                                 int64_t stride, int row, int end, int thread) {
+        constexpr int kValueBytes = kCodes ? 1 : 2;
 #pragma unroll
         for (int first = 0; first < kChunks; first += kThreads) {
             const int chunk = first + thread;
             if (kChunks % kThreads != 0 && chunk >= kChunks) break;
             const int at = chunk / (kDim / kChunkValues), part = chunk % (kDim / kChunkValues);
             const int to = kCodes ? chunk * 16 : at * kStride * 2 + part * 16;
-            copy_async_16(raw + to, from + chunk * 16, row + at < end);
+            const auto* from = static_cast<const unsigned char*>(rows) +
+                               (row + at) * stride * kValueBytes + part * 16;
+            copy_async_16(raw + to, from, row + at < end);
         }
         if constexpr (kCodes) {
             for (int at = thread; at < kRows; at += kThreads) {
