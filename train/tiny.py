@@ -30,7 +30,7 @@ STAGES = (
     replace(_ALL, steps=1750, short_steps=1750, questions=4, train_tower=False, caption_weight=1.0),
     replace(
         _ALL,
-        steps=2500,
+        steps=2400,
         short_steps=1750,
         questions=3,
         caption_weight=0.5,
