@@ -34,8 +34,11 @@ def parse_request(body: bytes, kind: type[R], limits: HttpLimits) -> R:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _refused(first["type"], first["msg"], first["loc"], raw) from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        # Of a union, the member that went deepest is the one that was meant.
+        alike = [e for e in found if e["loc"][:1] == found[0]["loc"][:1]]
+        deepest = max(alike, key=lambda e: len(_param(e["loc"], raw)))
+        raise _refused(deepest["type"], deepest["msg"], deepest["loc"], raw) from None
 
 
 def _refused(kind: str, message: str, loc: Sequence[int | str], raw: dict[str, Any]) -> ApiError:

@@ -13,6 +13,8 @@ from la_trt.serve.errors import ApiError
 from la_trt.serve.settings import HttpLimits
 from la_trt.serve.wire import to_json
 
+_LINGER_S = 1.0
+
 
 def protocol_with(limits: HttpLimits) -> type[asyncio.Protocol]:
     """The protocol class under these limits."""
@@ -28,6 +30,7 @@ class _Protocol(H11Protocol):
 
     http_limits: HttpLimits
     _headers_due: asyncio.TimerHandle | None = None
+    _refused = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -38,6 +41,8 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         idle = self.conn.their_state is h11.IDLE
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
@@ -86,4 +91,9 @@ class _Protocol(H11Protocol):
             )
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        # What still comes is let in for a moment: closing at once would reset the connection,
+        # and the client might never see the answer.
+        self._refused = True
+        self._headers_came()
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
