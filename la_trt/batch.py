@@ -107,11 +107,6 @@ class Batch:
         return len(self._active)
 
     @property
-    def num_waiting(self) -> int:
-        """Requests none of whose samples has a slot yet."""
-        return sum(request.next_sample == 0 for request in tuple(self._waiting))
-
-    @property
     def first_indices(self) -> set[int]:
         """The first sequence numbers of all requests that are waiting or running."""
         running = {request.first_index for request in self._requests.values()}

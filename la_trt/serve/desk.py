@@ -77,7 +77,6 @@ class Desk:
         self.max_len = model.engine.limits.max_len
         self._max_places = model.engine.limits.max_batch + settings.max_waiting
         self._places = 0
-        self._handed_over = 0
         self._turns = asyncio.Semaphore(2 * model.engine.limits.max_batch)
         self._jobs: set[Job] = set()
         self._images = ImageLoader(settings.images, model.processor.limits)
@@ -133,11 +132,7 @@ class Desk:
     async def turn(self) -> AsyncIterator[None]:
         """This request's turn to be prepared and run."""
         async with self._turns:
-            self._handed_over += 1
-            try:
-                yield
-            finally:
-                self._handed_over -= 1
+            yield
 
     async def prepare_chat(
         self, messages: list[dict[str, object]], images: list[tuple[str, str]], plan: Plan
@@ -295,7 +290,9 @@ class Desk:
         return text_prompt(ids, self.model.processor.image_config.patch_dim)
 
     def _num_waiting(self) -> float:
-        return max(self._places - self._handed_over, 0) + self.loop.num_waiting
+        """Requests with a place none of whose sequences has started."""
+        started = sum(job.request.next_sample > 0 for job in tuple(self._jobs))
+        return max(self._places - started, 0)
 
 
 def text_prompt(ids: list[int], patch_dim: int) -> Prompt:

@@ -71,11 +71,6 @@ class EngineLoop:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests handed over whose first sample has no slot yet."""
-        return self._batch.num_waiting
-
     def submit(self, request: Request, deliver: Deliver) -> int:
         """Let a checked request join; returns its first sequence number, for `cancel`."""
         with self._wake:

@@ -18,6 +18,7 @@ import openai
 from PIL import Image, ImageDraw
 
 from la_trt.api import LookAgain
+from la_trt.errors import MachineError
 from la_trt.serve.server import Server
 from la_trt.serve.settings import ServeSettings
 
@@ -63,6 +64,7 @@ class Running:
     server: Server
     engine: GatedEngine
     model: LookAgain
+    failure: BaseException | None = None  # what `Server.run` raised
 
     @property
     def url(self) -> str:
@@ -100,24 +102,40 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(open_model: Callable[[], LookAgain], **settings: Any) -> Iterator[Running]:
-    """A server on a free port of 127.0.0.1 until the block ends."""
+def running(
+    open_model: Callable[[], LookAgain], *, cuts_off: bool = False, **settings: Any
+) -> Iterator[Running]:
+    """A server on a free port of 127.0.0.1 until the block ends.
+
+    `cuts_off` says that it will have to cut requests off when it stops.
+    """
     model = open_model()
     gate = GatedEngine(model.engine)
     model.engine = model.session.engine = gate  # type: ignore[assignment]
     given = {"model_name": NAME, "port": 0, "drain_s": 5.0} | settings
     server = Server(ServeSettings(**given), lambda: model)
-    thread = threading.Thread(target=server.run, daemon=True)
+    found = Running(server=server, engine=gate, model=model)
+
+    def run() -> None:
+        try:
+            server.run()
+        except BaseException as error:
+            found.failure = error
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert server.loaded.wait(WAIT_S), "the model was not loaded"
     wait_until(lambda: server.service.desk is not None)
     try:
-        yield Running(server=server, engine=gate, model=model)
+        yield found
     finally:
         gate.let_go()
         server.stop()
         thread.join(WAIT_S)
         assert not thread.is_alive(), "the server did not stop"
+    if not cuts_off and found.failure is not None:
+        raise found.failure
+    assert isinstance(found.failure, MachineError) is cuts_off
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = WAIT_S) -> None:
