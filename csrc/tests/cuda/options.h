@@ -6,7 +6,7 @@
 namespace latrt::test {
 
 uint64_t seed();
-// `few` in the ordinary run; times `--effort`.
+// `few` in the ordinary run; times `--effort`. None once a case failed, with `--stop`.
 int repeats(int few);
 
 }  // namespace latrt::test

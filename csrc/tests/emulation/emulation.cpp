@@ -56,7 +56,12 @@ struct KnownSite {
     size_t number;
 };
 
+// Who runs as far as it can before others run: nobody, warps in random order, threads in random
+// order. The last two let some get far ahead where a barrier is missing.
+enum class Order { any, by_warp, by_thread };
+
 struct Block {
+    Order order = Order::any;
     std::vector<int> runnable;
     std::vector<Meeting> warps;
     Meeting all;
@@ -69,6 +74,7 @@ std::vector<uint8_t> shared;
 std::vector<std::string> seen_sites;
 std::vector<KnownSite> known_sites;
 size_t without = SIZE_MAX;  // the number of the seen site that options.without names
+size_t most_shared = 0;
 Block block;
 uint64_t random_state = 1;
 
@@ -142,12 +148,8 @@ void thread_main() {
     self.fiber.yield();
 }
 
-// Who runs as far as it can before others run: nobody, warps in random order, threads in random
-// order. The last two let some get far ahead where a barrier is missing.
-enum class Order { any, by_warp, by_thread };
-
 void prepare_threads(int num_threads) {
-    const Order order = static_cast<Order>(draw(3));
+    const Order order = block.order = static_cast<Order>(draw(3));
     block.runnable.clear();
     for (int i = 0; i < num_threads; ++i) {
         Thread& thread = *threads[static_cast<size_t>(i)];
@@ -164,7 +166,7 @@ void prepare_threads(int num_threads) {
 int take_runnable() {
     std::vector<int>& ready = block.runnable;
     size_t best = draw(ready.size());
-    for (size_t i = 0; i < ready.size(); ++i) {
+    for (size_t i = 0; i < ready.size() && block.order != Order::any; ++i) {
         const auto priority = [&](size_t at) {
             return threads[static_cast<size_t>(ready[at])]->priority;
         };
@@ -200,6 +202,10 @@ void run_block(int num_threads) {
 
 const std::vector<std::string>& sites() {
     return seen_sites;
+}
+
+size_t most_shared_bytes() {
+    return most_shared;
 }
 
 bool takes_effect(const Site& site) {
@@ -276,6 +282,7 @@ void run_grid(dim3 grid, dim3 dims, size_t shared_bytes, const std::function<voi
         refuse("launch of %zu threads, %zu bytes shared, grid (%u, %u, %u)", num_threads,
                shared_bytes, grid.x, grid.y, grid.z);
     }
+    most_shared = std::max(most_shared, shared_bytes);
     while (threads.size() < num_threads) threads.push_back(std::make_unique<Thread>());
     for (size_t i = 0; i < num_threads; ++i) {
         const unsigned at = static_cast<unsigned>(i);

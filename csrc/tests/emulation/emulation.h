@@ -39,6 +39,9 @@ extern Options options;
 // Every synchronisation that ran so far, as "file:line".
 const std::vector<std::string>& sites();
 
+// The most dynamic shared memory that a grid was launched with.
+size_t most_shared_bytes();
+
 // Whether the synchronisation at this place takes effect; remembers the place.
 bool takes_effect(const Site& site);
 

@@ -1,0 +1,81 @@
+"""The C++ session and the Python session tell the same story: tokens, re-injections, masses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build_engines.build import build
+from la_trt.api import LookAgain
+from la_trt.assets import SAMPLE_IMAGES, TINY_CHECKPOINT
+from la_trt.processor.image import load_image
+from tests.cpp import needs_cpp
+from tests.embedding.cases import requests
+from tests.embedding.make_golden import GOLDEN, traces
+from tests.embedding.probe import ask_probe, assert_same, python_trace, write_rgb
+from tests.native.helpers import needs_native
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def golden_lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (GOLDEN / "traces.jsonl").read_text().splitlines()]
+
+
+@needs_native
+def test_python_still_tells_the_golden_traces() -> None:
+    for line, golden in zip(traces(GOLDEN), golden_lines(), strict=True):
+        now = json.loads(line)
+        assert now["request"] == golden["request"]
+        assert_same(now["answer"], golden["answer"], json.dumps(golden["request"]["options"]))
+
+
+@needs_cpp
+def test_cpp_tells_the_golden_traces() -> None:
+    lines = golden_lines()
+    asked = []
+    for line in lines:
+        request = line["request"]
+        images = [{**entry, "rgb": str(GOLDEN / entry["rgb"])} for entry in request["images"]]
+        asked.append({**request, "bundle": str(GOLDEN / "bundle"), "images": images})
+    for line, answer in zip(lines, ask_probe(asked), strict=True):
+        assert_same(answer, line["answer"], json.dumps(line["request"]["options"]))
+
+
+def test_the_golden_traces_cover_every_policy() -> None:
+    seen = set()
+    for line in golden_lines():
+        options = line["request"]["options"]
+        for event in line["answer"]["events"]:
+            if event["kind"] == "reinject" and not event["skipped"]:
+                seen.add((options["policy"], event["inject"]))
+    both = {(p, i) for p in ("copy", "route", "random") for i in ("embed", "kv")}
+    assert seen == both | {("vision", "embed"), ("vision", "kv")}
+    skipped = {
+        event["skipped"]
+        for line in golden_lines()
+        for event in line["answer"]["events"]
+        if event["kind"] == "reinject"
+    }
+    assert skipped >= {"", "max_reflections", "no_visual_tokens"}
+
+
+@needs_cpp
+@needs_native
+def test_the_shipped_model_answers_alike(tmp_path: Path) -> None:
+    """Float weights, a real picture, the shipped tokenizer and template."""
+    build(TINY_CHECKPOINT, tmp_path / "b")
+    model = LookAgain.from_bundle(tmp_path / "b", backend="native", threads=1, max_batch=1)
+    tags = model.session.tags
+    assert tags.reflection_open is not None and tags.reflection_close is not None
+    pictures = []
+    for name in ("purple.png", "count.png"):
+        image = load_image(SAMPLE_IMAGES / name)
+        pictures.append(write_rgb(image, tmp_path / f"{name}.rgb"))
+    asked = requests(str(tmp_path / "b"), pictures, tags.reflection_open, tags.reflection_close)
+    asked = [r for r in asked if r["options"].get("temperature", 0) == 0]
+    for request, answer in zip(asked, ask_probe(asked), strict=True):
+        assert_same(answer, python_trace(model, request), json.dumps(request["options"]))
