@@ -1,0 +1,126 @@
+"""The server's throughput at 8 requests against 1, and the first token beside a long prefill.
+
+python -m benchmarks.serve_speed --threads 2
+
+Aimed at: 4 times the throughput, and a first token at most 3 times as late as alone. Answers
+are compared first: those of 8 at once must be those of each alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from typing import Any
+
+from benchmarks.report import command_line, describe_machine, write_results
+from benchmarks.serve_client import Question, post, questions, request, serving
+
+AT_ONCE = 8
+NO_CACHES = ("--no-prefix-cache", "--vision-cache-mib", "0")
+
+
+def main() -> None:
+    """Measure both, and write them to benchmarks/results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", choices=("native", "onnx"), default="native")
+    parser.add_argument("--threads", type=int, default=2, help="of the engine")
+    parser.add_argument("--rounds", type=int, default=5, help="measured, after one unmeasured")
+    parser.add_argument("--max-tokens", type=int, default=128, help="of each answer, exactly")
+    options = parser.parse_args()
+    with serving("--threads", str(options.threads), *NO_CACHES, backend=options.backend) as server:
+        result: dict[str, Any] = {
+            "command": command_line(),
+            "machine": describe_machine(),
+            "throughput": asyncio.run(throughput(server.port, options)),
+            "ttft": asyncio.run(ttft(server.port, options)),
+        }
+    write_results("serve_speed", result, table(result))
+    print(json.dumps({k: result[k] for k in ("throughput", "ttft")}))
+
+
+async def throughput(port: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second of 1 and of 8 at once, in turn, each request about another picture."""
+    asked = questions(AT_ONCE)
+    fields = {"max_tokens": options.max_tokens, "ignore_eos": True}
+    alone = [await post(port, request(q, **fields)) for q in asked]
+    together = await asyncio.gather(*(post(port, request(q, **fields)) for q in asked))
+    same = [a.reasoning == b.reasoning for a, b in zip(alone, together, strict=True)]
+    assert all(same), f"answers depend on what else runs: {same}"
+    rates: dict[int, list[float]] = {1: [], AT_ONCE: []}
+    for _ in range(options.rounds):
+        for num, found in rates.items():
+            found.append(await rate(port, asked, num, fields))
+    ratios = [b / a for a, b in zip(rates[1], rates[AT_ONCE], strict=True)]
+    return {
+        "tok_s_1": summary(rates[1]),
+        f"tok_s_{AT_ONCE}": summary(rates[AT_ONCE]),
+        "ratio": summary(ratios),
+        "aimed_at": 4.0,
+    }
+
+
+async def rate(port: int, asked: list[Question], num: int, fields: dict[str, Any]) -> float:
+    """Tokens per second of all questions, `num` of them at any time."""
+    places, tokens = asyncio.Semaphore(num), 0
+
+    async def one(question: Question) -> None:
+        nonlocal tokens
+        async with places:
+            tokens += (await post(port, request(question, **fields))).num_tokens
+
+    started = time.perf_counter()
+    await asyncio.gather(*(one(question) for question in asked))
+    return tokens / (time.perf_counter() - started)
+
+
+async def ttft(port: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds to the first token of a short request, alone and while a long prompt runs."""
+    short = request(questions(1)[0], max_tokens=1, stream=True, ignore_eos=True)
+    long = request("~" * 3500, max_tokens=1, ignore_eos=True)
+    idle, busy = [], []
+    for number in range(options.rounds + 1):
+        first = (await post(port, short)).first_s
+        running = asyncio.create_task(post(port, long))
+        await asyncio.sleep(0.15)  # the long prompt's turn comes first
+        beside = (await post(port, short)).first_s
+        overlapped = not running.done()
+        assert (await running).status == 200 and first is not None and beside is not None
+        if number and overlapped:
+            idle.append(first)
+            busy.append(beside)
+    assert busy, "the long prompt was over each time: there was nothing to measure"
+    ratios = [b / a for a, b in zip(idle, busy, strict=True)]
+    return {
+        "idle_ms": summary([1e3 * s for s in idle]),
+        "beside_ms": summary([1e3 * s for s in busy]),
+        "ratio": summary(ratios),
+        "aimed_at": 3.0,
+    }
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {
+        "median": round(statistics.median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Both measurements as a table."""
+    rows = ["| | median | least | greatest | aimed at |", "| --- | --- | --- | --- | --- |"]
+    for part in ("throughput", "ttft"):
+        found = result[part]
+        for name, s in found.items():
+            if name != "aimed_at":
+                aim = found["aimed_at"] if name == "ratio" else ""
+                rows.append(f"| {part} {name} | {s['median']} | {s['min']} | {s['max']} | {aim} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
