@@ -17,10 +17,10 @@ QUESTION := What number is written on the large purple star?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types native sanitize bench experiments clean
+.PHONY: help demo test check lint types native sanitize cuda test-cuda bench experiments clean
 
 help: ## say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A stamp for each set of dependencies: unchanged requirements cost nothing the second time.
 $(VENV)/.run: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
@@ -69,6 +69,14 @@ sanitize: ## the same under ASan with UBSan, and under TSan
 		cmake --build build/$$kinds --parallel $(JOBS) && \
 		ctest --test-dir build/$$kinds --output-on-failure || exit 1; \
 	done
+
+cuda: ## compile the CUDA kernels for every target (needs nvcc and cmake, no GPU)
+	cmake -S csrc/kernels/cuda -B build/cuda -DLATRT_CUDA_LIBRARY=ON
+	cmake --build build/cuda --parallel $(JOBS)
+
+test-cuda: cuda $(VENV)/.test ## test the CUDA kernels on an emulated device, and the tests by mutants
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/cuda
+	$(BIN)/python -m tests.cuda.mutants
 
 bench: $(VENV)/.run ## measure the shipped model under every policy
 	$(BIN)/la-trt build --ckpt $(TINY) --output $(BUNDLE)

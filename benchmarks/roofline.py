@@ -4,8 +4,8 @@
 
 Arithmetic on published peak figures; nothing here was measured. The floor of a piece of work is
 the larger of its bytes over the memory bandwidth and its operations over the dense tensor-core
-rate. Bytes are those that must cross the memory bus at least once: weights, KV cache, inputs and
-outputs; scratch memory and launch overhead (a few microseconds a kernel) come on top.
+rate. Bytes are those that must cross the memory bus at least once: a kernel's inputs and outputs,
+a step's weights and KV cache. Scratch memory and launches (microseconds each) come on top.
 """
 
 from __future__ import annotations
@@ -132,12 +132,9 @@ def attention_vision(v: VisionConfig, num_patches: int, window: int) -> Work:
 
 
 def linear(num_tokens: int, num_in: int, num_out: int, weight_bits: float) -> Work:
-    """Weights once, activations in and out."""
+    """Weights once; activations may stay on the chip."""
     weights = num_in * num_out
-    return Work(
-        num_bytes=weights * weight_bits / 8 + num_tokens * (num_in + num_out) * ACT_BYTES,
-        ops=2 * num_tokens * weights,
-    )
+    return Work(num_bytes=weights * weight_bits / 8, ops=2 * num_tokens * weights)
 
 
 def layer_linears(t: TextConfig, num_tokens: int, weight_bits: float) -> Work:
@@ -161,11 +158,17 @@ def forward(
     weight_bits: float,
     logits: bool,
 ) -> Work:
-    """A forward pass of one sequence's last `num_tokens` of `kv_len` positions."""
-    layer = (
-        layer_linears(t, num_tokens, weight_bits)
-        + rope_write_kv(t, num_tokens, kv_bits)
-        + attention(t, num_tokens, kv_len, num_visual, kv_bits)
+    """A forward pass of one sequence's last `num_tokens` of `kv_len` positions.
+
+    Weights cross the bus, and every row of the cache, read or written; activations need not.
+    """
+    linears = layer_linears(t, num_tokens, weight_bits)
+    on_chip = rope_write_kv(t, num_tokens, kv_bits) + attention(
+        t, num_tokens, kv_len, num_visual, kv_bits
+    )
+    layer = Work(
+        num_bytes=linears.num_bytes + kv_len * kv_row_bytes(t, kv_bits),
+        ops=linears.ops + on_chip.ops,
     )
     work = layer.times(t.num_hidden_layers)
     return work + linear(1, t.hidden_size, t.vocab_size, weight_bits) if logits else work
