@@ -110,7 +110,7 @@ class Fetcher:
                 raise OSError("connected elsewhere")
             if not target.secure:
                 with _cut_off_at(plain, deadline):
-                    return self._ask(plain, target)
+                    return self._ask(plain, target, deadline)
             with (
                 self._tls.wrap_socket(
                     plain, server_hostname=target.host, do_handshake_on_connect=False
@@ -118,9 +118,9 @@ class Fetcher:
                 _cut_off_at(secure, deadline),
             ):
                 secure.do_handshake()
-                return self._ask(secure, target)
+                return self._ask(secure, target, deadline)
 
-    def _ask(self, connected: socket.socket, target: _Target) -> _Answer:
+    def _ask(self, connected: socket.socket, target: _Target, deadline: float) -> _Answer:
         connection = http.client.HTTPConnection(target.host, target.port)
         connection.sock = connected
         connection.request(
@@ -128,13 +128,18 @@ class Fetcher:
             target.path,
             headers={"accept": "image/*", "accept-encoding": "identity", "connection": "close"},
         )
-        response = connection.getresponse()
-        if response.status in _REDIRECTS:
-            location = response.getheader("location")
-            return _Answer(location=location) if location else _Answer()
-        if response.status != 200:
-            return _Answer()
-        return _Answer(body=response.read(self._max_bytes + 1))
+        with connection.getresponse() as response:
+            if response.status in _REDIRECTS:
+                location = response.getheader("location")
+                return _Answer(location=location) if location else _Answer()
+            if response.status != 200:
+                return _Answer()
+            body = response.read(self._max_bytes + 1)
+            # A body that was cut off reads like one that has ended.
+            cut_off = bool(response.length) and len(body) <= self._max_bytes
+        if cut_off or time.monotonic() >= deadline:
+            raise TimeoutError
+        return _Answer(body=body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,10 +69,15 @@ class ImageLoader:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except (OSError, ValueError, RuntimeError):
             raise unreadable from None
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise unreadable
-            data = file.read(self._limits.max_image_bytes + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(self._limits.max_image_bytes + 1)
+        except OSError:
+            raise unreadable from None
+        finally:
+            os.close(descriptor)
         if len(data) > self._limits.max_image_bytes:
             raise _too_large(param, self._limits)
         return data

@@ -30,7 +30,7 @@ class _Site(BaseHTTPRequestHandler):
             self.send_response(200)
             self.send_header("content-length", "100000")
             self.end_headers()
-            for _ in range(200):
+            for _ in range(60):
                 try:
                     self.wfile.write(b"x")
                     self.wfile.flush()
