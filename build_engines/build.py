@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,6 +29,7 @@ from la_trt.tags import ALL_TAGS
 
 VISION_GRAPH, DECODER_GRAPH, PLAIN_GRAPH = "vision.onnx", "decoder.onnx", "decoder_plain.onnx"
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
+PORTABLE_QUANTS = ("none", "int8", "int4")  # fp8 is TensorRT's alone
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -49,11 +51,11 @@ def build(
     largest tensor, then what ONNX Runtime needs to load the result.
     Raises UsageError, CheckpointError, MachineError, GateError (E_SELF_CHECK).
     """
-    _check_options(quant, block_size)
-    source = _open(ckpt, progress)
+    check_options(quant, block_size)
+    source = open_source(ckpt, progress)
     config = source.config
-    image = _image_config(ckpt, config.vision.patch_size, min_pixels, max_pixels)
-    limits = _limits(source, image, max_model_len)
+    image = image_config(ckpt, config.vision.patch_size, min_pixels, max_pixels)
+    limits = bundle_limits(source, image, max_model_len)
     request = {
         "quant": quant,
         "block_size": block_size,
@@ -67,17 +69,22 @@ def build(
     with write_bundle(
         output,
         config=config,
-        tags=_tags(source),
+        tags=single_tags(source),
         limits=limits,
         quant=quant,
         request=request,
-        progress=_hashing(progress),
+        progress=hashing(progress),
     ) as bundle:
         _write_graphs(bundle, source, quant, block_size, count)
-        for name, path in source.tokenizer_files().items():
-            if name not in PREPROCESSOR:
-                bundle.add_file(name, path)
-        bundle.add_bytes(PREPROCESSOR[0], json.dumps(image.to_dict(), indent=2).encode() + b"\n")
+        add_processor_files(bundle, source, image)
+
+
+def add_processor_files(bundle: BundleWriter, source: Checkpoint, image: ImageConfig) -> None:
+    """Tokenizer, chat template and image sizes."""
+    for name, path in source.tokenizer_files().items():
+        if name not in PREPROCESSOR:
+            bundle.add_file(name, path)
+    bundle.add_bytes(PREPROCESSOR[0], json.dumps(image.to_dict(), indent=2).encode() + b"\n")
 
 
 class CheckpointWeights:
@@ -149,14 +156,16 @@ def _write_native(
     )
 
 
-def _check_options(quant: str, block_size: int) -> None:
-    if quant not in get_args(Quant):
-        raise UsageError(f"quant: expected one of {', '.join(get_args(Quant))}, got {quant!r}")
+def check_options(quant: str, block_size: int, *, quants: Sequence[str] = PORTABLE_QUANTS) -> None:
+    """Raises UsageError."""
+    if quant not in quants:
+        raise UsageError(f"quant: expected one of {', '.join(quants)}, got {quant!r}")
     if block_size not in BLOCK_SIZES:
         raise UsageError(f"block_size: expected one of {BLOCK_SIZES}, got {block_size}")
 
 
-def _open(ckpt: Path, progress: ProgressCallback | None) -> Checkpoint:
+def open_source(ckpt: Path, progress: ProgressCallback | None) -> Checkpoint:
+    """The checkpoint, its weights checked. Raises CheckpointError."""
     if progress is None:
         return open_checkpoint(ckpt)
     return open_checkpoint(
@@ -164,15 +173,17 @@ def _open(ckpt: Path, progress: ProgressCallback | None) -> Checkpoint:
     )
 
 
-def _hashing(progress: ProgressCallback | None) -> Any:
+def hashing(progress: ProgressCallback | None) -> Any:
+    """The callback of `write_bundle` for the stage of that name."""
     if progress is None:
         return None
     return lambda done, total: progress("hashing", done, total)
 
 
-def _image_config(
+def image_config(
     ckpt: Path, patch_size: int, min_pixels: int | None, max_pixels: int | None
 ) -> ImageConfig:
+    """The checkpoint's image sizes with those that were asked for. Raises UsageError."""
     image = ImageConfig.from_directory(Path(ckpt))
     if image.patch_size != patch_size:
         raise CheckpointError(
@@ -192,7 +203,10 @@ def _image_config(
     return dataclasses.replace(image, **changes)
 
 
-def _limits(source: Checkpoint, image: ImageConfig, max_model_len: int | None) -> BundleLimits:
+def bundle_limits(
+    source: Checkpoint, image: ImageConfig, max_model_len: int | None
+) -> BundleLimits:
+    """The limits of a bundle, within the model's. Raises UsageError."""
     longest = source.config.text.max_position_embeddings
     length = longest if max_model_len is None else max_model_len
     if not 1 <= length <= longest:
@@ -202,7 +216,7 @@ def _limits(source: Checkpoint, image: ImageConfig, max_model_len: int | None) -
     )
 
 
-def _tags(source: Checkpoint) -> dict[str, int]:
+def single_tags(source: Checkpoint) -> dict[str, int]:
     """The tags that are single tokens of this checkpoint, with their ids."""
     vocabulary = Vocabulary.from_file(source.tokenizer_files()["tokenizer.json"])
     ids = {tag: vocabulary.token_id(tag) for tag in ALL_TAGS}

@@ -168,10 +168,8 @@ class _Decoder:
         if self.layers.quant == "none":
             return op("Gemm", last, table, name="lm_head", transB=1)
         if self.layers.target.portable:
-            matrix = self.layers.quantised("model.embed_tokens")
-            return op(
-                "MatMul", last, self.layers.dequantised("lm_head.weight", matrix), name="lm_head"
-            )
+            head = self.layers.matrix("lm_head.weight", "model.embed_tokens")
+            return op("MatMul", last, head, name="lm_head")
         alias = [self._alias(value, name) for value, name in ((table, "q"), (scale, "scale"))]
         weight = op(
             "DequantizeLinear", *alias, name="lm_head.dq", axis=0, block_size=self.layers.block_size

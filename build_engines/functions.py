@@ -131,7 +131,7 @@ def vision_attention(masked: bool, *, portable: bool = False) -> ir.Function:
 
 
 def _standard_attention(body: _Body, masked: bool) -> None:
-    """`Attention`, the mask (B, 1, 1, S) true where a key counts."""
+    """`Attention`, the mask (B, 1, S, S) true where a key counts."""
     v = body.values
     inputs: list[ir.Value | None] = [v["query"], v["key"], v["value"]]
     if masked:
@@ -143,7 +143,10 @@ def _standard_attention(body: _Body, masked: bool) -> None:
         int64 = {"to": int(ir.DataType.INT64)}
         count = body.op("Cast", [v["key_length"]], ["count_B"], int64)
         count = body.op("Unsqueeze", [count, axes], ["count_B111"])
-        inputs.append(body.op("Less", [index_S, count], ["mask_B11S"]))
+        counts = body.op("Less", [index_S, count], ["counts_B11S"])
+        shape = [body.ints("two_ones", [1, 1]), length, body.ints("one_axis", [1])]
+        every_row = body.op("Concat", shape, ["every_row"], {"axis": 0})
+        inputs.append(body.op("Expand", [counts, every_row], ["mask_B1SS"]))
     heads = dict.fromkeys(("q_num_heads", "kv_num_heads"), ir.AttributeType.INT)
     node = ir.node("Attention", inputs, {}, num_outputs=1)
     for name, kind in heads.items():

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from build_engines.graph import GraphWriter
-from build_engines.quantize import Quant, QuantisedMatrix, quantise
+from build_engines.quantize import Quant, QuantisedMatrix, quantise, quantise_fp8
 from la_trt.errors import CheckpointError
 
 BITS = {"int8": 8, "int4": 4}
@@ -75,19 +75,25 @@ class LayerWriter:
     def linear(self, x: ir.Value, *names: str, bias: bool = False) -> ir.Value:
         """x @ W^T (+ b); several names are stacked along the output into one matrix."""
         label = names[0]
-        if self.quant == "none":
-            data = np.concatenate([self.rows(f"{n}.weight") for n in names])
-            data = np.ascontiguousarray(self.target.cast(data).T)
-            weight = self.graph.weight(f"{label}.weight", data)
-        else:
-            weight = self.dequantised(f"{label}.weight", self.quantised(*names))
-        y = self.graph.op("MatMul", x, weight, name=label)
+        y = self.graph.op("MatMul", x, self.matrix(f"{label}.weight", *names), name=label)
         if not bias:
             return y
         data = self.target.cast(np.concatenate([self.rows(f"{n}.bias") for n in names]))
         return self.graph.op(
             "Add", y, self.graph.weight(f"{label}.bias", data), name=f"{label}.add"
         )
+
+    def matrix(self, label: str, *names: str) -> ir.Value:
+        """The stacked weights of `names` as one matrix (K, N), quantised as asked."""
+        if self.quant in BITS:
+            return self.dequantised(label, self.quantised(*names))
+        data = np.concatenate([self.rows(f"{n}.weight") for n in names])
+        if self.quant == "none":
+            return self.graph.weight(label, np.ascontiguousarray(self.target.cast(data).T))
+        codes, scale = quantise_fp8(data)
+        q = self.graph.weight(f"{label}.q", codes)
+        s = self.graph.weight(f"{label}.scale", self.target.cast(scale))
+        return self.graph.op("DequantizeLinear", q, s, name=f"{label}.dq", axis=1)
 
     def quantised(self, *names: str) -> QuantisedMatrix:
         """The stacked weights of `names` as one quantised matrix (K, N)."""

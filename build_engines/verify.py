@@ -9,10 +9,11 @@ import numpy as np
 
 from la_trt.bindings import decoder_inputs, decoder_outputs, vision_inputs, vision_outputs
 from la_trt.config import ModelConfig
-from la_trt.engines.onnx_runner import DecoderRunner, RowBatch
+from la_trt.engines.onnx_runner import DecoderRunner
 from la_trt.engines.onnx_session import CPU, open_session
 from la_trt.engines.onnx_vision import VisionRunner
 from la_trt.engines.rope import mrope_tables
+from la_trt.engines.rows import RowBatch
 from la_trt.errors import GateError
 
 _CAPACITY = 16

@@ -8,7 +8,12 @@ D head dim, G images, P patches of one image, W windows, Q patches of the larges
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import ml_dtypes  # noqa: F401  # numpy learns "bfloat16"
+import numpy as np
 
 from la_trt.config import ModelConfig
 
@@ -22,6 +27,36 @@ class Binding:
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one binding of known shape stands in a block of memory, in bytes."""
+
+    binding: Binding
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+def shape_of(binding: Binding, letters: Mapping[str, int]) -> tuple[int, ...]:
+    """The binding's shape with every letter replaced by its size."""
+    return tuple(d if isinstance(d, int) else letters[d] for d in binding.shape)
+
+
+def place(
+    bindings: Iterable[Binding], letters: Mapping[str, int], *, align: int = 256
+) -> tuple[dict[str, Place], int]:
+    """The bindings one after another in one block, each at a multiple of `align`; its bytes."""
+    places: dict[str, Place] = {}
+    end = 0
+    for binding in bindings:
+        shape = shape_of(binding, letters)
+        num_bytes = math.prod(shape) * np.dtype(binding.dtype).itemsize
+        offset = -(-end // align) * align
+        places[binding.name] = Place(binding, shape, offset, num_bytes)
+        end = offset + num_bytes
+    return places, -(-end // align) * align
 
 
 def decoder_inputs(

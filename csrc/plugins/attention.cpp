@@ -1,16 +1,96 @@
 #include "plugins/attention.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+
+#include "kernels/cuda/launchers.h"
 
 namespace latrt::plugins {
 
 using nvinfer1::DataType;
+using nvinfer1::Dims;
 
 namespace {
 
 enum Input { kQuery, kKey, kValue, kPastKey, kPastValue, kLast, kAppended, kTotal, kIndex };
 enum Output { kY, kPresentKey, kPresentValue, kMass };
 constexpr int32_t kNumInputs = 8;  // and the visual index where there is a mass
+// The workspace is sized when the engine is built, where the device is not known; a device of more
+// multiprocessors is used as if it had as many.
+constexpr int kMaxSms = 256;
+
+// The parameters that follow from shapes alone; pointers are null.
+struct Shapes {
+    int batch, length, num_heads, num_kv_heads, head_dim, capacity, num_visual;
+    cuda::ActType type;
+
+    bool valid() const {
+        return batch > 0 && length > 0 && head_dim > 0 && num_heads % num_kv_heads == 0;
+    }
+    cuda::Sequences sequences() const {
+        return {batch, length, capacity, nullptr, nullptr, nullptr, 1};  // kv_len is `seqlens_k`
+    }
+    cuda::KvCache cache() const {
+        const int64_t head_rows = capacity;
+        const auto kind = type == cuda::ActType::f16 ? cuda::KvType::f16 : cuda::KvType::bf16;
+        return {nullptr,      nullptr,  nullptr,  nullptr,                  kind,
+                num_kv_heads, head_dim, capacity, num_kv_heads * head_rows, head_rows};
+    }
+    // AttentionDecodeParams or AttentionPrefillParams.
+    template <class Params>
+    Params attention(int num_sms) const {
+        Params p{};
+        p.cache = cache();
+        p.sequences = sequences();
+        p.mass.num_visual = num_visual;
+        p.type = type;
+        p.num_heads = num_heads;
+        p.num_sms = num_sms;
+        p.scale = 1 / std::sqrt(static_cast<float>(head_dim));
+        p.ldq = p.ldo = static_cast<int64_t>(num_heads) * head_dim;
+        return p;
+    }
+};
+
+Shapes shapes_of(const Dims& query, const Dims& past, const Dims* index, DataType type,
+                 int num_heads, int num_kv_heads) {
+    return {static_cast<int>(query.d[0]),
+            static_cast<int>(query.d[1]),
+            num_heads,
+            num_kv_heads,
+            static_cast<int>(past.d[3]),
+            static_cast<int>(past.d[2]),
+            index == nullptr ? 0 : static_cast<int>(index->d[1]),
+            type == DataType::kHALF ? cuda::ActType::f16 : cuda::ActType::bf16};
+}
+
+// Enough for every batch up to the given one on every device: keys are split the finer, the fewer
+// sequences there are, so that the largest batch is not always the one that needs most.
+size_t largest_workspace(const Shapes& largest) {
+    size_t bytes = 0;
+    for (Shapes s = largest; s.batch > 0; --s.batch) {
+        for (int num_sms = 1; num_sms <= kMaxSms; ++num_sms) {
+            Shapes decode = s;
+            decode.length = 1;
+            const auto one = decode.attention<cuda::AttentionDecodeParams>(num_sms);
+            bytes = std::max(bytes, cuda::attention_decode_workspace(one));
+            if (s.length == 1) continue;
+            const auto many = s.attention<cuda::AttentionPrefillParams>(num_sms);
+            bytes = std::max(bytes, cuda::attention_prefill_workspace(many));
+        }
+    }
+    return bytes;
+}
+
+int multiprocessors() {
+    int device = 0, count = 0;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+        return 0;
+    }
+    return std::min(count, kMaxSms);
+}
 
 }  // namespace
 
@@ -74,15 +154,70 @@ int32_t Attention::getAliasedInput(int32_t output) noexcept {
     }
 }
 
-int32_t Attention::onShapeChange(Descs, int32_t, Descs, int32_t) noexcept { return 0; }
-
-size_t Attention::getWorkspaceSize(DynamicDescs, int32_t, DynamicDescs, int32_t) const noexcept {
-    return 0;
+int32_t Attention::onShapeChange(Descs inputs, int32_t num_inputs, Descs, int32_t) noexcept {
+    if (num_inputs != kNumInputs + mass_) return -1;
+    const Dims &query = inputs[kQuery].dims, &past = inputs[kPastKey].dims;
+    const Dims& key = inputs[kKey].dims;
+    const bool fits = query.nbDims == 3 && key.nbDims == 3 && past.nbDims == 4 &&
+                      past.d[0] == query.d[0] && past.d[1] == num_kv_heads_ &&
+                      query.d[2] == num_heads_ * past.d[3] &&
+                      key.d[2] == num_kv_heads_ * past.d[3];
+    return fits ? 0 : -1;
 }
 
-int32_t Attention::enqueue(Descs, Descs, const void* const*, void* const*, void*,
-                           cudaStream_t) noexcept {
-    return -1;
+size_t Attention::getWorkspaceSize(DynamicDescs inputs, int32_t, DynamicDescs,
+                                   int32_t) const noexcept {
+    const Shapes shapes = shapes_of(inputs[kQuery].max, inputs[kPastKey].max,
+                                    mass_ ? &inputs[kIndex].max : nullptr, inputs[kQuery].desc.type,
+                                    num_heads_, num_kv_heads_);
+    return shapes.valid() ? largest_workspace(shapes) : 0;
+}
+
+int32_t Attention::enqueue(Descs inputs, Descs, const void* const* in, void* const* out,
+                           void* workspace, cudaStream_t stream) noexcept {
+    const Shapes shapes = shapes_of(inputs[kQuery].dims, inputs[kPastKey].dims,
+                                    mass_ ? &inputs[kIndex].dims : nullptr, inputs[kQuery].type,
+                                    num_heads_, num_kv_heads_);
+    const int num_sms = multiprocessors();
+    if (!shapes.valid() || num_sms == 0) return -1;
+    // The cache is written where it is read; an engine that gave other memory would lose it.
+    if (in[kPastKey] != out[kPresentKey] || in[kPastValue] != out[kPresentValue]) return -1;
+
+    cuda::KvCache cache = shapes.cache();
+    cache.k = out[kPresentKey];
+    cache.v = out[kPresentValue];
+    cuda::Sequences sequences = shapes.sequences();
+    sequences.query_len = static_cast<const int32_t*>(in[kAppended]);
+    sequences.kv_len = static_cast<const int32_t*>(in[kLast]);
+
+    cuda::RopeWriteKvParams write{};  // q and k are rotated already
+    write.k = in[kKey];
+    write.v = in[kValue];
+    write.cache = cache;
+    write.sequences = sequences;
+    write.num_tokens = shapes.batch * shapes.length;
+    write.type = shapes.type;
+    write.ldk = write.ldv = static_cast<int64_t>(num_kv_heads_) * shapes.head_dim;
+    if (cuda::launch_rope_write_kv(write, stream) != cudaSuccess) return -1;
+
+    const auto attend = [&](auto params, auto launch) {
+        params.q = in[kQuery];
+        params.out = out[kY];
+        params.cache = cache;
+        params.sequences = sequences;
+        params.workspace = workspace;
+        if (mass_) {
+            params.mass.visual_index = static_cast<const int64_t*>(in[kIndex]);
+            params.mass.mass = static_cast<float*>(out[kMass]);
+        }
+        return launch(params, stream) == cudaSuccess ? 0 : -1;
+    };
+    if (shapes.length == 1) {
+        return attend(shapes.attention<cuda::AttentionDecodeParams>(num_sms),
+                      cuda::launch_attention_decode);
+    }
+    return attend(shapes.attention<cuda::AttentionPrefillParams>(num_sms),
+                  cuda::launch_attention_prefill);
 }
 
 }  // namespace latrt::plugins

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from la_trt.cli.app import debug_option
 from la_trt.cli.options import PATH
-from la_trt.cli.terminal import progress_bar
+from la_trt.cli.source import cache_directory
+from la_trt.cli.terminal import ProgressCallback, progress_bar
+from la_trt.errors import UsageError
 
 
 @click.command(name="build")
@@ -28,16 +32,43 @@ from la_trt.cli.terminal import progress_bar
     help="Bundle to write, all or nothing; an older bundle there is replaced.",
 )
 @click.option(
+    "--backend",
+    type=click.Choice(["onnx", "tensorrt"]),
+    default="onnx",
+    help="onnx: graphs for ONNX Runtime and weights for the native CPU engine, on any machine. "
+    "tensorrt: engines for the GPUs named with --sm.",
+)
+@click.option(
     "--quant",
-    type=click.Choice(["none", "int8", "int4"]),
+    type=click.Choice(["none", "int8", "int4", "fp8"]),
     default="none",
-    help="Weights of the decoder's linear layers; none: float32.",
+    help="Weights of the decoder's linear layers; none: float32, or --dtype. fp8: TensorRT alone.",
 )
 @click.option(
     "--block-size",
     type=click.Choice(["16", "32", "64", "128", "256"]),
-    default="32",
-    help="Weights that share one scale when quantised.",
+    help="Weights that share one scale when quantised to int8 or int4.  "
+    "[default: 32, with tensorrt 128]",
+)
+@click.option(
+    "--sm",
+    "sms",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="NN",
+    help="Compute capability to build for, 89 for 8.9; may be given several times. TensorRT alone.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp16", "bf16"]),
+    help="Activations, KV cache and weights that are not quantised. TensorRT alone.  "
+    "[default: fp16]",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Sequences that one step may have. TensorRT alone.  [default: 8]",
 )
 @click.option(
     "--max-model-len",
@@ -61,31 +92,79 @@ from la_trt.cli.terminal import progress_bar
 def command(
     ckpt: Path,
     output: Path,
+    backend: str,
     quant: str,
-    block_size: str,
+    block_size: str | None,
+    sms: tuple[int, ...],
+    dtype: str | None,
+    max_batch: int | None,
     max_model_len: int | None,
     max_pixels: int | None,
     min_pixels: int | None,
 ) -> None:
     """Write an engine bundle from a checkpoint.
 
-    The bundle holds ONNX graphs, quantised weights, tokenizer and template, and a list of
-    every file with its sha256. No torch is needed.
+    The bundle holds ONNX graphs, or engines for TensorRT, quantised weights, tokenizer and
+    template, and a list of every file with its sha256. No torch is needed, and no GPU where
+    TensorRT-RTX is installed.
     """
-    from build_engines.build import build
-
     started = time.perf_counter()
+    limits = {"max_model_len": max_model_len, "max_pixels": max_pixels, "min_pixels": min_pixels}
     with progress_bar("building") as progress:
-        build(
-            ckpt,
-            output,
-            quant=quant,  # type: ignore[arg-type]
-            block_size=int(block_size),
-            max_model_len=max_model_len,
-            max_pixels=max_pixels,
-            min_pixels=min_pixels,
-            progress=progress,
-        )
+        if backend == "tensorrt":
+            given = {"dtype": dtype, "max_batch": max_batch, "block_size": _number(block_size)}
+            _build_tensorrt(ckpt, output, quant, sms, given, limits, progress)
+        else:
+            _refuse_tensorrt_options(sms=sms, dtype=dtype, max_batch=max_batch)
+            _build_onnx(ckpt, output, quant, _number(block_size) or 32, limits, progress)
     seconds = time.perf_counter() - started
     size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     click.echo(f"{output}: bundle of {size / 2**20:.1f} MiB, quant {quant}, in {seconds:.1f} s")
+
+
+def _build_onnx(
+    ckpt: Path,
+    output: Path,
+    quant: str,
+    block_size: int,
+    limits: Mapping[str, int | None],
+    progress: ProgressCallback | None,
+) -> None:
+    from build_engines.build import build
+
+    kind: Any = quant
+    build(ckpt, output, quant=kind, block_size=block_size, progress=progress, **limits)
+
+
+def _build_tensorrt(
+    ckpt: Path,
+    output: Path,
+    quant: str,
+    sms: tuple[int, ...],
+    given: Mapping[str, Any],
+    limits: Mapping[str, int | None],
+    progress: ProgressCallback | None,
+) -> None:
+    from build_engines.tensorrt.bundle import TensorRTOptions, build_tensorrt
+
+    if not sms:
+        raise UsageError("--backend tensorrt needs the GPUs to build for\ngive --sm 89, say")
+    kind: Any = quant
+    options = TensorRTOptions(
+        sms=sms,
+        quant=kind,
+        timing_cache=cache_directory() / "timing",
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    build_tensorrt(ckpt, output, options, progress=progress, **limits)
+
+
+def _refuse_tensorrt_options(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            flag = {"sms": "--sm"}.get(name, f"--{name.replace('_', '-')}")
+            raise UsageError(f"{flag} is for TensorRT engines\nadd --backend tensorrt")
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
 
 from la_trt.bindings import decoder_inputs, decoder_outputs, vision_inputs, vision_outputs
-from la_trt.config import ModelConfig
 from la_trt.engines.base import (
     EngineLimits,
     FloatArray,
     IntArray,
-    Step,
-    StepOutput,
-    VisualKeys,
-    check_step,
 )
-from la_trt.engines.onnx_runner import DecoderRunner, RowBatch
+from la_trt.engines.onnx_runner import DecoderRunner
 from la_trt.engines.onnx_session import CPU, open_session
 from la_trt.engines.onnx_vision import VisionRunner
-from la_trt.engines.rope import mrope_tables, rotate_keys
+from la_trt.engines.rope import rotate_keys
+from la_trt.engines.rows import RowEngine
 from la_trt.engines.slots import SlotTable
-from la_trt.errors import UsageError
 from la_trt.files.bundle import Bundle
 
 _PROBABILITY_BYTES = 64 << 20
@@ -32,7 +26,7 @@ _CHUNK_TOKENS = (16, 256)
 _IDLE_ROWS = 3
 
 
-class OnnxEngine:
+class OnnxEngine(RowEngine):
     """An `Engine` on ONNX Runtime. KV slots are rows of one host buffer for each layer.
 
     `threads`: of the CPU, all by default. `providers`: exactly these, or MachineError
@@ -40,6 +34,8 @@ class OnnxEngine:
     memory is touched only as slots fill. `mass`: without, the visual mass cannot be asked for,
     and decoding is a little faster.
     """
+
+    _decoder: DecoderRunner
 
     def __init__(
         self,
@@ -83,112 +79,9 @@ class OnnxEngine:
             },
         )
 
-    @property
-    def config(self) -> ModelConfig:
-        return self._config
-
-    @property
-    def limits(self) -> EngineLimits:
-        return self._limits
-
     def vision(self, pixel_values: FloatArray, grid_thw: IntArray) -> FloatArray:
         """Visual embeddings (M, E), images in order; same-sized images run together."""
         return self._vision(pixel_values, grid_thw)
-
-    def forward(self, step: Step) -> StepOutput:
-        """Logits and mass of each sequence's last token.
-
-        One-token sequences run together; longer ones one after another, in chunks small
-        enough that the attention probabilities of a layer stay near 64 MiB.
-        """
-        lengths = [self.length(slot) for slot in step.slots]
-        check_step(step, lengths, self._slots.capacities(step.slots))
-        if not self._mass and any(keys is not None for keys in step.visual_keys):
-            raise UsageError("the engine was opened without mass\nopen it with mass=True")
-        cos, sin = mrope_tables(step.position_ids, self._config.text)
-        run = _StepRun(
-            step=step,
-            keys=step.visual_keys or (None,) * len(step.slots),
-            cos=cos,
-            sin=sin,
-            past=np.array(lengths, np.int64),
-            logits=np.empty((len(step.slots), self._config.text.vocab_size), np.float32),
-            masses=[None] * len(step.slots),
-        )
-        counts = np.diff(step.cu_seqlens)
-        for group in _neighbours(np.flatnonzero(counts == 1).tolist(), step.slots):
-            self._run_single(run, group)
-        for b in np.flatnonzero(counts > 1):
-            self._run_long(run, int(b))
-        for slot, count in zip(step.slots, counts, strict=True):
-            self._slots.grow(slot, int(count))
-        return StepOutput(
-            logits=run.logits, visual_mass=tuple(run.masses) if step.visual_keys else ()
-        )
-
-    def _run_single(self, run: _StepRun, group: list[int]) -> None:
-        """One token of each sequence of `group`; slots between theirs are idle rows."""
-        step = run.step
-        slots = np.array([step.slots[b] for b in group])
-        tokens = step.cu_seqlens[group]
-        first, batch = int(slots.min()), int(slots.max() - slots.min()) + 1
-        row = slots - first
-        widest = max(0 if (k := run.keys[b]) is None else len(k.kv_index) for b in group)
-        rows = RowBatch(
-            first_slot=first,
-            input_ids=np.zeros((batch, 1), np.int64),
-            visual_row=np.full((batch, 1), -1, np.int64),
-            cos=np.zeros((batch, 1, run.cos.shape[1]), np.float32),
-            sin=np.zeros((batch, 1, run.cos.shape[1]), np.float32),
-            past=np.zeros(batch, np.int64),
-            query=np.zeros(batch, np.int64),
-            visual_index=np.zeros((batch, widest), np.int64),
-            logits_row=row,
-            visual_embeds=run.embeds(tokens),
-        )
-        rows.input_ids[row, 0] = step.input_ids[tokens]
-        if step.visual_row is not None:
-            rows.visual_row[row, 0] = step.visual_row[tokens]
-        rows.cos[row, 0], rows.sin[row, 0] = run.cos[tokens], run.sin[tokens]
-        rows.past[row], rows.query[row] = run.past[group], 1
-        for b, i in zip(group, row, strict=True):
-            if (keys := run.keys[b]) is not None:
-                rows.visual_index[i, : len(keys.kv_index)] = keys.kv_index
-        logits, mass = self._decoder.run(rows)
-        for n, (b, i) in enumerate(zip(group, row, strict=True)):
-            run.store(b, logits[n], mass[i])
-
-    def _run_long(self, run: _StepRun, b: int) -> None:
-        """All tokens of sequence `b`, chunk after chunk; only the last token meets the head."""
-        step = run.step
-        start, stop = int(step.cu_seqlens[b]), int(step.cu_seqlens[b + 1])
-        slot, keys = step.slots[b], run.keys[b]
-        past = int(run.past[b])
-        for low in range(start, stop, size := self._chunk(past + stop - start)):
-            high = min(stop, low + size)
-            last = high == stop
-            tokens = np.arange(low, high)
-            rows = RowBatch(
-                first_slot=slot,
-                input_ids=step.input_ids[None, low:high],
-                visual_row=(
-                    np.full((1, high - low), -1, np.int64)
-                    if step.visual_row is None
-                    else step.visual_row[None, low:high]
-                ),
-                cos=run.cos[None, low:high],
-                sin=run.sin[None, low:high],
-                past=np.array([past + low - start], np.int64),
-                query=np.array([high - low], np.int64),
-                visual_index=(
-                    keys.kv_index[None] if last and keys is not None else np.zeros((1, 0), np.int64)
-                ),
-                logits_row=np.arange(high - low)[-1:] if last else np.zeros(0, np.int64),
-                visual_embeds=run.embeds(tokens),
-            )
-            logits, mass = self._decoder.run(rows)
-            if last:
-                run.store(b, logits[0], mass[0])
 
     def _chunk(self, total: int) -> int:
         """Tokens of one prefill run, so that H * S * T probabilities stay within bounds."""
@@ -206,62 +99,3 @@ class OnnxEngine:
             keys[:, new] = rotate_keys(keys[:, source_index], delta, text.rope_theta)
             values[:, new] = values[:, source_index]
         self._slots.grow(slot, count)
-
-    def alloc(self, capacity: int) -> int:
-        """The lowest free slot. Raises MachineError (E_KV_CAPACITY, E_NO_SLOT)."""
-        slot = self._slots.lowest_free(capacity)
-        self._slots.take(slot, capacity)
-        return slot
-
-    def free(self, slot: int) -> None:
-        """Give the slot back."""
-        self._slots.release(slot)
-
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget every KV position from `length` on."""
-        self._slots.truncate(slot, length)
-
-    def length(self, slot: int) -> int:
-        """KV positions in use."""
-        return self._slots.length(slot)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _StepRun:
-    """A step with what its runs share, and where their results go."""
-
-    step: Step
-    keys: tuple[VisualKeys | None, ...]
-    cos: FloatArray
-    sin: FloatArray
-    past: IntArray
-    logits: FloatArray
-    masses: list[FloatArray | None]
-
-    def embeds(self, tokens: IntArray) -> FloatArray | None:
-        """The visual embeddings if one of `tokens` takes a row of them."""
-        rows = self.step.visual_row
-        if rows is None or self.step.visual_embeds is None or rows[tokens].max() < 0:
-            return None
-        return self.step.visual_embeds
-
-    def store(self, b: int, logits_V: FloatArray, mass_N: FloatArray) -> None:
-        """Keep the results of sequence `b`; what a copy got counts for its source."""
-        self.logits[b] = logits_V
-        keys = self.keys[b]
-        if keys is None:
-            return
-        got = mass_N[: len(keys.kv_index)]
-        mass = np.bincount(keys.source, weights=got, minlength=keys.num_visual)
-        self.masses[b] = mass.astype(np.float32)
-
-
-def _neighbours(sequences: list[int], slots: Sequence[int]) -> list[list[int]]:
-    """Sequences in groups whose slots lie close together."""
-    groups: list[list[int]] = []
-    for b in sorted(sequences, key=lambda b: slots[b]):
-        if groups and slots[b] - slots[groups[-1][-1]] - 1 <= _IDLE_ROWS:
-            groups[-1].append(b)
-        else:
-            groups.append([b])
-    return groups

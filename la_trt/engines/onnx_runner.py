@@ -11,32 +11,12 @@ from numpy.typing import NDArray
 
 from la_trt.bindings import kv_names
 from la_trt.config import ModelConfig
-from la_trt.engines.base import FloatArray, IntArray
+from la_trt.engines.base import FloatArray
+from la_trt.engines.rows import RowBatch
 
 _DEVICE = "cpu"
 _KEPT_BINDINGS = 8
 _CACHE_ALIGNMENT = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowBatch:
-    """One run: the KV slots first_slot ... first_slot + B - 1, S tokens each.
-
-    `input_ids`, `visual_row` (B, S); `cos`, `sin` (B, S, D / 2); `past` (B,) KV positions before
-    the run and `query` (B,) = S, both 0 for an idle row; `visual_index` (B, N); `logits_row`
-    (R,) of the flattened tokens; `visual_embeds` (M, E) or None.
-    """
-
-    first_slot: int
-    input_ids: IntArray
-    visual_row: IntArray
-    cos: FloatArray
-    sin: FloatArray
-    past: IntArray
-    query: IntArray
-    visual_index: IntArray
-    logits_row: IntArray
-    visual_embeds: FloatArray | None = None
 
 
 class DecoderRunner:

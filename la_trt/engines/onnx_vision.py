@@ -14,11 +14,16 @@ _PATCHES_AT_ONCE = 4096
 
 
 class VisionRunner:
-    """Calls a session of vision.onnx; keeps the layouts of the sizes seen last."""
+    """Calls a session of vision.onnx. `images_at_once`: of one size, by default as many as have
+    4096 patches together.
+    """
 
-    def __init__(self, session: Any, config: VisionConfig) -> None:
+    def __init__(
+        self, session: Any, config: VisionConfig, *, images_at_once: int | None = None
+    ) -> None:
         self._session = session
         self._config = config
+        self._images_at_once = images_at_once
 
     def __call__(self, pixel_values: FloatArray, grid_thw: IntArray) -> FloatArray:
         """Visual embeddings (M, E) of images packed in order; see `Engine.vision`."""
@@ -35,7 +40,7 @@ class VisionRunner:
         for grid in np.unique(grids, axis=0):
             layout = vision_layout(grid, v)
             same = starts[(grids == grid).all(axis=1)]
-            at_once = max(1, _PATCHES_AT_ONCE // int(grid.prod()))
+            at_once = self._images_at_once or max(1, _PATCHES_AT_ONCE // int(grid.prod()))
             for first in range(0, len(same), at_once):
                 images = same[first : first + at_once]
                 embeds = self._run(pixel_values, images, layout)

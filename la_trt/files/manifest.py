@@ -18,7 +18,7 @@ MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILES = 1000
 REBUILD = "rebuild with la-trt build --ckpt DIR --output DIR"
-QUANTS = ("none", "int8", "int4")
+QUANTS = ("none", "int8", "int4", "fp8")
 
 _KEYS = {
     "format_version",
