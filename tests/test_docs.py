@@ -156,7 +156,7 @@ def test_there_are_documents() -> None:
         "see [this](docs/nowhere.md)",
         "run `la-trt infer --frob`",
         "run `make coffee`",
-        "```sh\nla-trt serve\n```\n",
+        "```sh\nla-trt knit\n```\n",
         "```sh\nmake demo coffee\n```\n",
         "```sh\nX=1 la-trt build --ckpt DIR \\\n  --frob\n```\n",
         "```sh\npython -m train.nowhere --seed 1\n```\n",
