@@ -37,6 +37,10 @@ target_link_libraries(latrt PRIVATE latrt_capi)
 target_include_directories(latrt PUBLIC
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>
   $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+if(NOT APPLE)
+  target_link_options(latrt PRIVATE
+    -Wl,--version-script=${PROJECT_SOURCE_DIR}/csrc/capi/latrt.map)
+endif()
 set_target_properties(latrt PROPERTIES VERSION ${LATRT_VERSION} SOVERSION 0)
 
 # find_package(latrt) and pkg-config latrt.
@@ -48,6 +52,7 @@ if(NOT LATRT_PYTHON)
   write_basic_package_version_file(${PROJECT_BINARY_DIR}/latrt-config-version.cmake
     VERSION ${LATRT_VERSION} COMPATIBILITY SameMinorVersion)
   configure_file(csrc/latrt.pc.in ${PROJECT_BINARY_DIR}/latrt.pc @ONLY)
+  set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME embedding)
   install(TARGETS latrt EXPORT latrt-targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
   install(EXPORT latrt-targets NAMESPACE latrt:: DESTINATION ${LATRT_CMAKE_DIR})
   install(DIRECTORY csrc/include/latrt DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})

@@ -39,7 +39,7 @@ struct Size {
 // E_IMAGE_ASPECT where one side is more than 200 times the other.
 Size smart_resize(Size size, const ImageConfig& config);
 
-// Antialiased bicubic resize as Pillow does it, to the bit: (h, w, 3).
+// Antialiased bicubic resize as Pillow 13 does it, to the bit: (h, w, 3).
 std::vector<uint8_t> resize_bicubic(const RgbImage& image, Size size);
 
 // `pixel_values` (P, patch_dim): patches of one merged token together, tokens row-major; in a
