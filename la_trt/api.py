@@ -2,20 +2,28 @@
 
 from la_trt import LookAgain
 
-model = LookAgain.from_bundle("bundle")
+model = LookAgain("bundle")
 result = model.generate([Path("photo.jpg")], "How many red circles are there?")
+for event in model.stream([Path("photo.jpg")], "How many red circles are there?"):
+    ...
+result = await model.agenerate([Path("photo.jpg")], "How many red circles are there?")
+async for event in model.astream([Path("photo.jpg")], "How many red circles are there?"):
+    ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
 
+from la_trt.aio import iterate
 from la_trt.config import ModelConfig
 from la_trt.engines.base import Engine
-from la_trt.errors import CheckpointError, MachineError
-from la_trt.events import Event, InjectKind, Result
+from la_trt.errors import CheckpointError, MachineError, UsageError
+from la_trt.events import DoneEvent, Event, InjectKind, Result
 from la_trt.files.strict_json import parse_json, show
 from la_trt.limits import Limits
 from la_trt.options import GenerationOptions
@@ -81,18 +89,32 @@ def make_options(
 class LookAgain:
     """A model that is ready to be asked: an engine and the processor of its checkpoint.
 
-    `eos_token_ids`: what ends an answer, by default the model config's and `<|im_end|>`.
-    Not thread-safe: one question, or one batch, at a time.
+    `engine`: an Engine, with the `processor` of its checkpoint; or the path of a bundle, which
+    brings both (`from_bundle` has more to choose from). `eos_token_ids`: what ends an answer, by
+    default the model config's and `<|im_end|>`.
+    Not thread-safe: one question, or one batch, at a time. `agenerate` and `astream` may be
+    awaited many at a time: their engine steps take turns on one thread, which is then the only
+    one that may use this object.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        processor: Processor,
+        engine: Engine | Path | str,
+        processor: Processor | None = None,
         *,
         eos_token_ids: Iterable[int] | None = None,
         prefill_chunk: int = DEFAULT_PREFILL_CHUNK,
     ) -> None:
+        if isinstance(engine, (str, Path)):
+            if processor is not None:
+                raise UsageError("processor: a bundle brings its own\ngive the path alone")
+            engine, processor, ends = _open_bundle(engine, "onnx", None, verify=True)
+            eos_token_ids = ends if eos_token_ids is None else eos_token_ids
+        if processor is None:
+            raise UsageError(
+                "processor: an engine needs the Processor of its checkpoint\n"
+                "give Processor.from_pretrained(directory), or the path of a bundle as engine"
+            )
         processor.check_model(engine.config)
         if eos_token_ids is None:
             eos_token_ids = end_tokens(engine.config, processor)
@@ -105,6 +127,7 @@ class LookAgain:
             prefill_chunk=prefill_chunk,
             limits=processor.limits,
         )
+        self._worker: ThreadPoolExecutor | None = None
 
     @classmethod
     def from_bundle(
@@ -120,14 +143,8 @@ class LookAgain:
 
         `options` go to `OnnxEngine` or `NativeEngine`. Raises BundleError, MachineError.
         """
-        from la_trt.files.bundle import open_bundle
-
-        bundle = open_bundle(path, verify=verify)
-        processor = Processor.from_pretrained(bundle.path, limits)
-        engine = _bundle_engine(backend)(bundle, **options)
-        return cls(
-            engine, processor, eos_token_ids=end_tokens(bundle.config, processor, bundle.path)
-        )
+        engine, processor, ends = _open_bundle(path, backend, limits, verify=verify, **options)
+        return cls(engine, processor, eos_token_ids=ends)
 
     @classmethod
     def from_checkpoint(
@@ -195,6 +212,51 @@ class LookAgain:
         return self.session.stream(
             self.prompt(images, prompt, system=system, max_tokens=made.max_tokens), made
         )
+
+    async def agenerate(
+        self,
+        images: Sequence[ImageSource],
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        **options: Any,
+    ) -> Result:
+        """`generate` without blocking the event loop. Cancelling it ends the answer."""
+        async with aclosing(self.astream(images, prompt, system=system, **options)) as events:
+            async for event in events:
+                if isinstance(event, DoneEvent):
+                    return event.result
+        raise AssertionError("an answer without a last event")
+
+    def astream(
+        self,
+        images: Sequence[ImageSource],
+        prompt: str | Sequence[Message],
+        *,
+        system: str | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[Event, None]:
+        """`stream` without blocking the event loop; `aclose()` it to leave early."""
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="la-trt")
+        return iterate(self._worker, lambda: self.stream(images, prompt, system=system, **options))
+
+
+def _open_bundle(
+    path: Path | str,
+    backend: Literal["onnx", "native"],
+    limits: Limits | None,
+    *,
+    verify: bool,
+    **options: Any,
+) -> tuple[Engine, Processor, frozenset[int]]:
+    """A bundle's engine, processor and end tokens."""
+    from la_trt.files.bundle import open_bundle
+
+    bundle = open_bundle(path, verify=verify)
+    processor = Processor.from_pretrained(bundle.path, limits)
+    engine = _bundle_engine(backend)(bundle, **options)
+    return engine, processor, end_tokens(bundle.config, processor, bundle.path)
 
 
 def _bundle_engine(backend: Literal["onnx", "native"]) -> Callable[..., Engine]:
