@@ -69,7 +69,8 @@ async def rate(port: int, asked: list[Question], num: int, fields: dict[str, Any
     async def one(question: Question) -> None:
         nonlocal tokens
         async with places:
-            tokens += (await post(port, request(question, **fields))).num_tokens
+            reply = await post(port, request(question, **fields))
+        tokens += reply.num_tokens
 
     started = time.perf_counter()
     await asyncio.gather(*(one(question) for question in asked))

@@ -25,6 +25,7 @@ from la_trt.reattention.policy import PRESETS
 
 _KEY_VARIABLE = "LA_TRT_API_KEY"
 _REFLECTIONS = {"max_reflections": "Reflections with visual tokens that a request may ask for."}
+_SWITCH_S = 0.0005
 _POSITIVE = click.IntRange(min=1)
 _NOT_NEGATIVE = click.IntRange(min=0)
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -189,6 +190,8 @@ def command(
     )
     settings = _settings(source, **flags)
     open_log(log_level)
+    # The engine's thread takes over from the one that answers soon after its kernels return.
+    sys.setswitchinterval(_SWITCH_S)
     server = Server(settings, lambda: source.open(limits))
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     note(f"la-trt: serving {settings.model_name} on http://{shown}:{server.port}/v1")

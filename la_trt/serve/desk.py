@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from la_trt.events import (
 from la_trt.processor.types import Prompt
 from la_trt.serve.errors import ApiError, from_known, unavailable
 from la_trt.serve.images import ImageLoader
-from la_trt.serve.loop import EngineLoop, stopped
+from la_trt.serve.loop import EngineLoop, Timed, stopped
 from la_trt.serve.metrics import Metrics
 from la_trt.serve.plan import Plan, check_text_length
 from la_trt.serve.settings import ServeSettings
@@ -56,7 +55,7 @@ class Job:
     request: Request
     arrived: float
     num_open: int
-    inbox: asyncio.Queue[list[Event] | ApiError] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[list[Timed] | ApiError] = field(default_factory=asyncio.Queue)
     ttft_s: float | None = None
     num_tokens: int = 0
     counted: bool = False
@@ -208,7 +207,7 @@ class Desk:
             image_digests=prepared.digests,
         )
         job = Job(plan=plan, prepared=prepared, request=request, arrived=arrived, num_open=plan.n)
-        self.loop.submit(request, job.inbox.put_nowait)
+        self.loop.submit(request, job.inbox.put_nowait, at_once=plan.stream)
         self._jobs.add(job)
         self.metrics.prompt_tokens.inc(len(prepared.prompt.input_ids))
         self.metrics.request_prompt.observe(len(prepared.prompt.input_ids))
@@ -221,10 +220,9 @@ class Desk:
             events = await job.inbox.get()
             if isinstance(events, ApiError):
                 raise events
-            now = time.monotonic()
-            for event in events:
+            for when, event in events:
                 sample = event.sequence - job.request.first_index
-                self._note(job, sample, event, now, last)
+                self._note(job, sample, event, when, last)
                 job.num_open -= isinstance(event, DoneEvent)
                 yield sample, event
 

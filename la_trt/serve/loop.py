@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from la_trt.batch import Batch, Request
 from la_trt.errors import LookAgainError
@@ -18,23 +19,27 @@ from la_trt.serve.prefix import PrefixSlots
 from la_trt.serve.vision import VisionTower
 from la_trt.session import Session
 
-Deliver = Callable[["list[Event] | ApiError"], None]
+Timed = tuple[float, Event]  # seconds of time.monotonic, and what happened then
+Deliver = Callable[["list[Timed] | ApiError"], None]
 
 
 @dataclass(slots=True)
 class _Client:
-    """Who gets the events of a request, and how many of its samples are not done."""
+    """Who gets the events of a request: each step's, or all of them at the end."""
 
     request: Request
     deliver: Deliver
-    num_open: int
+    at_once: bool
+    num_open: int  # samples that are not done
+    ready: list[Timed] = field(default_factory=list)
 
 
 class EngineLoop:
     """Continuous batching over one session.
 
     `submit` and `cancel` may be called from any thread. Events are delivered in the asyncio
-    loop that `start` was called from, all those of an engine step at once.
+    loop that `start` was called from: those of a step together, so that a stream flows, or
+    those of a request together, so that an answer that is not streamed costs no waking up.
     """
 
     def __init__(
@@ -71,12 +76,15 @@ class EngineLoop:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, request: Request, deliver: Deliver) -> int:
-        """Let a checked request join; returns its first sequence number, for `cancel`."""
+    def submit(self, request: Request, deliver: Deliver, *, at_once: bool) -> int:
+        """Let a checked request join; returns its first sequence number, for `cancel`.
+
+        `at_once`: deliver every step's events, not all of them at the end.
+        """
         with self._wake:
             request.first_index = self._next_index
             self._next_index += request.options.num_samples
-            self._inbox.append(lambda: self._join(request, deliver))
+            self._inbox.append(lambda: self._join(request, deliver, at_once))
             self._wake.notify()
         return request.first_index
 
@@ -111,8 +119,8 @@ class EngineLoop:
         if self._prefix is not None:
             self._prefix.clear()
 
-    def _join(self, request: Request, deliver: Deliver) -> None:
-        client = _Client(request, deliver, request.options.num_samples)
+    def _join(self, request: Request, deliver: Deliver, at_once: bool) -> None:
+        client = _Client(request, deliver, at_once, request.options.num_samples)
         for index in range(request.first_index, request.first_index + client.num_open):
             self._clients[index] = client
         self._batch.add(request)
@@ -151,20 +159,26 @@ class EngineLoop:
         self._post([(client.deliver, error) for client in clients])
 
     def _hand_out(self, events: Sequence[Event]) -> None:
-        grouped: dict[int, tuple[Deliver, list[Event] | ApiError]] = {}
+        now = time.monotonic()
+        touched: dict[int, _Client] = {}
         for event in events:
             client = self._clients.get(event.sequence)
             if client is None:
                 continue
-            _, mine = grouped.setdefault(client.request.first_index, (client.deliver, []))
-            assert isinstance(mine, list)
-            mine.append(event)
+            client.ready.append((now, event))
+            touched[client.request.first_index] = client
             if isinstance(event, DoneEvent):
+                client.num_open -= 1
                 del self._clients[event.sequence]
-        if grouped:
-            self._post(list(grouped.values()))
+        deliveries: list[tuple[Deliver, list[Timed] | ApiError]] = []
+        for client in touched.values():
+            if client.at_once or not client.num_open:
+                deliveries.append((client.deliver, client.ready))
+                client.ready = []
+        if deliveries:
+            self._post(deliveries)
 
-    def _post(self, deliveries: list[tuple[Deliver, list[Event] | ApiError]]) -> None:
+    def _post(self, deliveries: list[tuple[Deliver, list[Timed] | ApiError]]) -> None:
         def deliver_all() -> None:
             for deliver, what in deliveries:
                 deliver(what)

@@ -34,24 +34,27 @@ def shipped(request: pytest.FixtureRequest, shipped_bundle: Path) -> Iterator[Ru
         yield found
 
 
-def test_chat_about_an_image_has_reasoning_and_conclusion_apart(shipped: Running) -> None:
-    client = shipped.client()
-    answer = client.chat.completions.create(
+def test_chat_about_an_image_has_reasoning_and_conclusion_apart(
+    shipped: Running, shipped_bundle: Path
+) -> None:
+    alone = open_bundle(shipped_bundle, shipped.engine.limits.name, max_batch=1)
+    expected = alone.generate([PURPLE], QUESTION)
+    answer = shipped.client().chat.completions.create(
         model=NAME, messages=ask(QUESTION, PURPLE.read_bytes()), temperature=0
     )
     message = answer.choices[0].message
-    assert (message.role, message.content, answer.choices[0].finish_reason) == (
-        "assistant",
-        "8",
-        "stop",
-    )
+    assert answer.choices[0].finish_reason == expected.finish_reason == "stop"
+    assert message.content == expected.conclusion != ""
     reasoning = message.reasoning_content  # type: ignore[attr-defined]
-    assert reasoning.startswith("<SUMMARY>") and reasoning.endswith("</REFLECTION>")
+    assert reasoning.startswith("<SUMMARY>") and "</REFLECTION>" in reasoning
+    assert f"{reasoning}<CONCLUSION>{message.content}</CONCLUSION>" == expected.text
     look = answer.lookagain  # type: ignore[attr-defined]
     assert (look["policy"], look["inject"]) == ("copy", "embed")
-    assert [r["num_tokens"] for r in look["choices"][0]["reinjections"]] == [64]
+    injected = [r["num_tokens"] for r in look["choices"][0]["reinjections"]]
+    assert injected == [r.num_tokens for r in expected.reinjections] != []
     assert look["choices"][0]["timings"]["vision_ms"] > 0
-    assert answer.usage is not None and answer.usage.prompt_tokens == 87
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == expected.usage.prompt_tokens
 
 
 def test_a_stream_says_the_same_as_the_whole_answer(shipped: Running) -> None:
