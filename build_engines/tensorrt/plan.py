@@ -74,7 +74,8 @@ def _parse(trt: TensorRT, builder: Any, path: Path, log: Any) -> Any:
     network = builder.create_network(flag)
     parser = trt.module.OnnxParser(network, log)
     if not parser.parse(parsed_bytes(path), str(path)):
-        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        found = [parser.get_error(i) for i in range(parser.num_errors)]
+        errors = [f"{e.node_operator()} {e.node_name()!r}: {e.desc()}" for e in found]
         _refuse(trt, path, errors or log.errors)
     network.name = path.stem
     return network
