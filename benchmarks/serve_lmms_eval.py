@@ -2,9 +2,9 @@
 
 python -m benchmarks.serve_lmms_eval --python ~/lmms/bin/python --tasks pope --limit 8
 
-lmms-eval brings torch, torchvision and some sixty other packages, so it has an environment of its own
+lmms-eval brings torch, torchvision and many other packages, so it has an environment of its own
 (`python3 -m venv ~/lmms && ~/lmms/bin/pip install lmms-eval`), and it downloads the task's data.
-**This script has not been run**: the data sets cannot be reached where it was written.
+**This script has not been run.**
 """
 
 from __future__ import annotations
