@@ -59,8 +59,7 @@ class PyDecoder {
     PyDecoder& operator=(const PyDecoder&) = delete;
 
     PyDecoder(const DecoderConfig& config, nb::dict arrays, const Kernels& kernels, int threads)
-        : arrays_(arrays),
-          decoder_(config, weights(arrays).decoder(config), kernels, threads) {}
+        : arrays_(arrays), decoder_(config, weights(arrays).decoder(config), kernels, threads) {}
 
     bool alloc(int slot, int64_t capacity) {
         require(slot >= 0 && capacity > 0 && capacity < 1 << 30, "alloc: slot or capacity");

@@ -299,7 +299,8 @@ latrt_status latrt_append_tokens(latrt_session* session, const int64_t* ids, siz
         Prompt& prompt = session->session.prompt();
         const ModelConfig& config = session->session.model().config();
         for (size_t i = 0; i < count; ++i) {
-            if (ids[i] < 0 || ids[i] >= config.decoder.vocab_size || ids[i] == config.image_token_id)
+            if (ids[i] < 0 || ids[i] >= config.decoder.vocab_size ||
+                ids[i] == config.image_token_id)
                 throw Error(Status::input, "E_PROMPT",
                             "token id " + std::to_string(ids[i]) +
                                 ": outside the vocabulary, or one that only an image brings");

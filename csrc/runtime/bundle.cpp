@@ -21,9 +21,9 @@ constexpr char kManifest[] = "bundle.json", kWeights[] = "native.safetensors";
 constexpr char kRebuild[] = "\nrebuild with la-trt build --ckpt DIR --output DIR";
 constexpr size_t kMaxManifest = 4 << 20, kMaxText = 128 << 20, kMaxFiles = 1000;
 constexpr int kMaxReplaced = 5;  // times that a build may replace the bundle while it is opened
-const std::set<std::string> kTexts = {
-    "tokenizer.json",      "tokenizer_config.json", "preprocessor_config.json",
-    "chat_template.jinja", "chat_template.json",    "generation_config.json"};
+const std::set<std::string> kTexts = {"tokenizer.json",           "tokenizer_config.json",
+                                      "preprocessor_config.json", "chat_template.jinja",
+                                      "chat_template.json",       "generation_config.json"};
 
 struct Entry {
     std::string path, sha256;
@@ -121,7 +121,8 @@ std::vector<Entry> read_entries(const Json& json) {
     for (const Json& entry : json.array()) {
         Entry next = {entry.at("path").string(), entry.at("sha256").string(),
                       entry.at("size").integer(0, INT64_MAX)};
-        if (!plain_path(next.path)) throw JsonError("files: " + json_quote(next.path) + " is no plain path");
+        if (!plain_path(next.path))
+            throw JsonError("files: " + json_quote(next.path) + " is no plain path");
         if (!seen.insert(next.path).second) throw JsonError("files: one is listed twice");
         out.push_back(std::move(next));
     }
@@ -143,7 +144,8 @@ void check_listing(int directory, const std::string& prefix, const std::set<std:
         if (::fstatat(copy, base.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) refuse_errno(where);
         if (S_ISLNK(status.st_mode)) refuse("E_LINK", where + ": a symbolic link");
         if (!S_ISDIR(status.st_mode)) {
-            if (!listed.count(name)) refuse("E_UNLISTED_FILE", where + ": not listed in bundle.json");
+            if (!listed.count(name))
+                refuse("E_UNLISTED_FILE", where + ": not listed in bundle.json");
             continue;
         }
         const auto inside = listed.lower_bound(name + "/");

@@ -73,7 +73,8 @@ ModelConfig ModelConfig::parse(const Json& json) {
     c.whole.assign(static_cast<size_t>(size(vision, "depth", kMaxLayers)), false);
     for (const Json& block : vision.at("fullatt_block_indexes").array()) {
         const int64_t index = block.integer(0, 1 << 20);
-        if (index < static_cast<int64_t>(c.whole.size())) c.whole[static_cast<size_t>(index)] = true;
+        if (index < static_cast<int64_t>(c.whole.size()))
+            c.whole[static_cast<size_t>(index)] = true;
     }
     c.rope_theta = json.at("rope_theta").number();
     require(c.rope_theta > 0, "rope_theta > 0");
@@ -81,8 +82,9 @@ ModelConfig ModelConfig::parse(const Json& json) {
     require(section.size() == 3, "three of mrope_section");
     for (size_t i = 0; i < 3; ++i)
         c.mrope_section[i] = static_cast<int>(section[i].integer(0, kMaxSize));
-    require((c.mrope_section[0] + c.mrope_section[1] + c.mrope_section[2]) * 2 == c.decoder.head_dim,
-            "mrope_section sums to head_dim / 2");
+    require(
+        (c.mrope_section[0] + c.mrope_section[1] + c.mrope_section[2]) * 2 == c.decoder.head_dim,
+        "mrope_section sums to head_dim / 2");
     c.max_position_embeddings = size(json, "max_position_embeddings", 1 << 30);
     c.image_token_id = json.at("image_token_id").integer(0, c.decoder.vocab_size - 1);
     c.eos_token_ids = read_token_ids(json.find("eos_token_id"));

@@ -42,8 +42,8 @@ std::vector<Taps> taps_of(int from, int to) {
         Taps taps{first, {}};
         for (double weight : exact) {
             if (sum != 0) weight /= sum;
-            taps.weights.push_back(static_cast<int32_t>(weight * (1 << kFractionBits) +
-                                                        (weight < 0 ? -0.5 : 0.5)));
+            taps.weights.push_back(
+                static_cast<int32_t>(weight * (1 << kFractionBits) + (weight < 0 ? -0.5 : 0.5)));
         }
         out.push_back(std::move(taps));
     }
@@ -113,9 +113,9 @@ std::array<double, 3> three(const Json& json, const char* key, std::array<double
 
 void read_bound(const Json& json, const char* key, const char* edge, int64_t& value) {
     const Json* size = json.find("size");
-    for (const Json* found : {size && !size->is_null() ? size->find(key) : nullptr,
-                              size && !size->is_null() ? size->find(edge) : nullptr,
-                              json.find(key)}) {
+    for (const Json* found :
+         {size && !size->is_null() ? size->find(key) : nullptr,
+          size && !size->is_null() ? size->find(edge) : nullptr, json.find(key)}) {
         if (found && !found->is_null()) value = found->integer(1, int64_t{1} << 48);
     }
 }
@@ -210,7 +210,8 @@ Patches preprocess(const RgbImage& image, const ImageConfig& c) {
             float* first = to;
             for (int at = 0; at < side; ++at) {
                 const int64_t y = row * patch + at / patch, x = col * patch + at % patch;
-                const uint8_t value = pixels[static_cast<size_t>((y * size.width + x) * 3 + channel)];
+                const uint8_t value =
+                    pixels[static_cast<size_t>((y * size.width + x) * 3 + channel)];
                 *to++ = static_cast<float>(value) * scale[channel] + offset[channel];
             }
             for (int frame = 1; frame < c.temporal_patch_size; ++frame, to += side)

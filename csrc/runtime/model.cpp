@@ -40,8 +40,8 @@ const std::string* named_template(const Json& json) {
 void check_image(const RgbImage& image) {
     const auto refuse = [&](const char* name, const std::string& what) {
         throw Error(Status::input, name,
-                    "image: " + std::to_string(image.width) + " x " +
-                        std::to_string(image.height) + " pixels" + what);
+                    "image: " + std::to_string(image.width) + " x " + std::to_string(image.height) +
+                        " pixels" + what);
     };
     if (!image.pixels || image.width < 1 || image.height < 1)
         refuse("E_IMAGE_DECODE", ", expected at least 1 x 1 and a pointer to them");
@@ -54,7 +54,8 @@ void check_image(const RgbImage& image) {
 }  // namespace
 
 int64_t Prompt::num_visual() const {
-    return std::count_if(visual_row.begin(), visual_row.end(), [](int64_t row) { return row >= 0; });
+    return std::count_if(visual_row.begin(), visual_row.end(),
+                         [](int64_t row) { return row >= 0; });
 }
 
 Model::Model(const std::string& path, const ModelOptions& options)
@@ -102,8 +103,7 @@ void Model::read_processor() {
         throw bundle_.refused(error.name(), file, error.what());
     }
     if (const auto turn_end = tokenizer_->control_id("<|im_end|>")) end_tokens_.insert(*turn_end);
-    if (end_tokens_.empty())
-        throw bundle_.refused("E_CONFIG", file, "no token ends an answer");
+    if (end_tokens_.empty()) throw bundle_.refused("E_CONFIG", file, "no token ends an answer");
     const ModelConfig& c = config();
     const bool same = c.patch_size == image_config_.patch_size &&
                       c.temporal_patch_size == image_config_.temporal_patch_size &&
@@ -266,8 +266,8 @@ Prompt Model::chat(const std::vector<Message>& messages,
     }
     if (image != images.size() || prompt.ids.empty())
         throw bundle_.refused("E_TEMPLATE", "tokenizer_config.json",
-                              "chat template: made " + std::to_string(image) +
-                                  " image slots for " + std::to_string(images.size()) + " images");
+                              "chat template: made " + std::to_string(image) + " image slots for " +
+                                  std::to_string(images.size()) + " images");
     return prompt;
 }
 

@@ -153,7 +153,9 @@ class PatternParser {
         if (c != U'\\') return {Part::Kind::range, false, c, c};
         if (ended()) fail("a lone backslash");
         const char32_t name = source_[at_++];
-        const auto control = [](char32_t code) { return Part{Part::Kind::range, false, code, code}; };
+        const auto control = [](char32_t code) {
+            return Part{Part::Kind::range, false, code, code};
+        };
         if (name == U'r') return control(U'\r');
         if (name == U'n') return control(U'\n');
         if (name == U't') return control(U'\t');

@@ -34,7 +34,8 @@ void Policy::check() const {
     if (every_tokens < 1) refuse("policy.every_tokens: expected an integer >= 1");
     if (min_gap < 0) refuse("policy.min_gap: expected an integer >= 0");
     if (max_reflections < 0) refuse("policy.max_reflections: expected an integer >= 0");
-    if (!(entropy_nats >= 0 && entropy_nats <= 1e9)) refuse("policy.entropy_nats: expected 0 to 1e9");
+    if (!(entropy_nats >= 0 && entropy_nats <= 1e9))
+        refuse("policy.entropy_nats: expected 0 to 1e9");
     if (!(percent >= 0 && percent <= 100)) refuse("policy.percent: expected 0 to 100");
 }
 

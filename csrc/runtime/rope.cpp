@@ -112,8 +112,8 @@ VisionLayout vision_layout(Grid grid, const ModelConfig& config) {
     for (const int64_t token : out.token_order) {
         out.windows[static_cast<size_t>(window(token))] += merge * merge;
         for (int inside = 0; inside < merge * merge; ++inside) {
-            for (const int64_t place : {token / cols * merge + inside / merge,
-                                        token % cols * merge + inside % merge}) {
+            for (const int64_t place :
+                 {token / cols * merge + inside / merge, token % cols * merge + inside % merge}) {
                 for (const float frequency : inverse) {
                     const float angle = static_cast<float>(place) * frequency;
                     out.angles.cos.push_back(static_cast<float>(std::cos(double{angle})));

@@ -15,8 +15,8 @@ struct Format {
     DType dtype;
     int64_t bytes;
 };
-constexpr Format kFormats[] = {{"F32", DType::f32, 4}, {"F16", DType::u16, 2},
-                               {"BF16", DType::u16, 2}, {"U8", DType::u8, 1}};
+constexpr Format kFormats[] = {
+    {"F32", DType::f32, 4}, {"F16", DType::u16, 2}, {"BF16", DType::u16, 2}, {"U8", DType::u8, 1}};
 
 }  // namespace
 
@@ -49,8 +49,9 @@ Safetensors::Safetensors(const MappedFile& file) {
         int64_t bytes = format->bytes;
         for (const Json& size : entry.at("shape").array()) {
             tensor.shape.push_back(size.integer(0, room));
-            bytes = tensor.shape.back() && bytes > room / tensor.shape.back() ? room + 1
-                                                                              : bytes * tensor.shape.back();
+            bytes = tensor.shape.back() && bytes > room / tensor.shape.back()
+                        ? room + 1
+                        : bytes * tensor.shape.back();
         }
         if (stop - start != bytes)
             throw JsonError("tensor " + json_quote(name) + ": bytes do not fit its shape");
@@ -63,7 +64,8 @@ Safetensors::Safetensors(const MappedFile& file) {
     std::sort(places.begin(), places.end());
     int64_t end = 0;
     for (const auto& [start, stop, name] : places) {
-        if (start != end) throw JsonError("tensor " + json_quote(name) + ": overlaps or leaves a gap");
+        if (start != end)
+            throw JsonError("tensor " + json_quote(name) + ": overlaps or leaves a gap");
         end = stop;
     }
     if (end != room) throw JsonError("bytes after the last tensor");

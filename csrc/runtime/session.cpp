@@ -88,7 +88,8 @@ void Session::reset(SessionOptions options) {
 
 Prompt& Session::prompt() {
     if (started_)
-        refuse(Status::usage, "E_STATE", "the answer has begun\nreset the session for a new prompt");
+        refuse(Status::usage, "E_STATE",
+               "the answer has begun\nreset the session for a new prompt");
     return prompt_;
 }
 
@@ -432,8 +433,9 @@ void Session::reinject(std::optional<std::vector<int64_t>> selected, Inject inje
     int64_t last = -1;
     for (const int64_t index : *selected) {
         if (index <= last || index >= num_visual)
-            refuse(Status::usage, "E_REINJECT",
-                   "reinject: expected ascending visual tokens below " + std::to_string(num_visual));
+            refuse(
+                Status::usage, "E_REINJECT",
+                "reinject: expected ascending visual tokens below " + std::to_string(num_visual));
         last = index;
     }
     given_ = Given{std::move(*selected), inject};

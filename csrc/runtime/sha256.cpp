@@ -71,8 +71,8 @@ void Sha256::block(const uint8_t* data) {
     }
     auto [a, b, c, d, e, f, g, h] = state_;
     for (int i = 0; i < 64; ++i) {
-        const uint32_t first = h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) +
-                               ((e & f) ^ (~e & g)) + kRound[i] + w[i];
+        const uint32_t first =
+            h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + ((e & f) ^ (~e & g)) + kRound[i] + w[i];
         const uint32_t second =
             (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
         h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + second;

@@ -71,7 +71,8 @@ class ExprParser {
             Expr condition = either();
             Expr otherwise{Op::literal, "", TemplateValue(), {}};
             if (accept("else")) otherwise = expression();
-            out = {Op::choose, "", {}, {std::move(condition), std::move(out), std::move(otherwise)}};
+            out = {
+                Op::choose, "", {}, {std::move(condition), std::move(out), std::move(otherwise)}};
         }
         --depth_;
         return out;
@@ -264,8 +265,10 @@ size_t end_of_tag(const std::string& source, size_t at, const char* close) {
     char quote = 0;
     for (; at + 1 < source.size(); ++at) {
         if (quote) {
-            if (source[at] == '\\') ++at;
-            else if (source[at] == quote) quote = 0;
+            if (source[at] == '\\')
+                ++at;
+            else if (source[at] == quote)
+                quote = 0;
         } else if (close[0] != '#' && (source[at] == '\'' || source[at] == '"')) {
             quote = source[at];
         } else if (source[at] == close[0] && source[at + 1] == '}') {
@@ -300,7 +303,8 @@ std::vector<Part> parts_of(std::string source) {
         const bool keeps = end > start && source[end - 1] == '+';
         if (!text.empty()) out.push_back({'t', text});
         text.clear();
-        if (kind != '#') out.push_back({kind, source.substr(start, end - start - (trims || keeps))});
+        if (kind != '#')
+            out.push_back({kind, source.substr(start, end - start - (trims || keeps))});
         at = end + 2;
         if (trims) {
             at = std::min(source.find_first_not_of(kSpace, at), source.size());

@@ -118,7 +118,8 @@ void Tokenizer::read_model(const Json& model) {
              return all;
          }()) {
         last = std::max(last, id);
-        if (bytes_.size() <= static_cast<size_t>(last)) bytes_.resize(static_cast<size_t>(last) + 1);
+        if (bytes_.size() <= static_cast<size_t>(last))
+            bytes_.resize(static_cast<size_t>(last) + 1);
         bytes_[static_cast<size_t>(id)] = text;
     }
     for (unsigned byte = 0; byte < 256; ++byte) {
@@ -145,7 +146,8 @@ void Tokenizer::read_merges(const Json& merges) {
             if (merge.array().size() != 2) refuse("merges: expected pairs");
             first = merge.array()[0].string(), second = merge.array()[1].string();
         }
-        const auto a = vocab_.find(first), b = vocab_.find(second), both = vocab_.find(first + second);
+        const auto a = vocab_.find(first), b = vocab_.find(second),
+                   both = vocab_.find(first + second);
         if (a == vocab_.end() || b == vocab_.end() || both == vocab_.end())
             refuse("merges: " + json_quote(first + " " + second) + " is not in the vocabulary");
         merges_[pair_key(a->second, b->second)] = {rank++, both->second};
@@ -252,9 +254,9 @@ std::vector<Tokenizer::Piece> Tokenizer::split_controls(std::string_view text) c
         plain.clear();
     };
     for (size_t at = 0; at < text.size();) {
-        const auto found = std::find_if(
-            control_texts_.begin(), control_texts_.end(),
-            [&](const std::string& c) { return text.substr(at, c.size()) == c; });
+        const auto found =
+            std::find_if(control_texts_.begin(), control_texts_.end(),
+                         [&](const std::string& c) { return text.substr(at, c.size()) == c; });
         if (found == control_texts_.end()) {
             plain += text[at++];
             continue;

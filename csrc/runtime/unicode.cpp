@@ -73,11 +73,9 @@ char32_t compose(char32_t first, char32_t second) {
         return first + (second - kTail);
     const auto* found = std::lower_bound(
         std::begin(kCompositions), std::end(kCompositions), std::pair(first, second),
-        [](const Composition& c, const auto& pair) {
-            return std::pair(c.first, c.second) < pair;
-        });
-    const bool same = found != std::end(kCompositions) && found->first == first &&
-                      found->second == second;
+        [](const Composition& c, const auto& pair) { return std::pair(c.first, c.second) < pair; });
+    const bool same =
+        found != std::end(kCompositions) && found->first == first && found->second == second;
     return same ? found->composite : 0;
 }
 
@@ -185,19 +183,18 @@ std::u32string nfc(std::u32string_view text) {
     for (size_t i = 0; i < parts.size(); ++i) {  // marks in the order of their classes
         const size_t first = i;
         while (i < parts.size() && combining_class(parts[i])) ++i;
-        std::stable_sort(parts.begin() + static_cast<std::ptrdiff_t>(first),
-                         parts.begin() + static_cast<std::ptrdiff_t>(i),
-                         [](char32_t a, char32_t b) {
-                             return combining_class(a) < combining_class(b);
-                         });
+        std::stable_sort(
+            parts.begin() + static_cast<std::ptrdiff_t>(first),
+            parts.begin() + static_cast<std::ptrdiff_t>(i),
+            [](char32_t a, char32_t b) { return combining_class(a) < combining_class(b); });
     }
     std::u32string out;
     size_t starter = std::u32string::npos;
     uint32_t last = 0;  // class of what stands between the starter and this character
     for (const char32_t part : parts) {
         const uint32_t kind = combining_class(part);
-        const bool blocked = starter == std::u32string::npos ||
-                             (starter + 1 != out.size() && last >= kind);
+        const bool blocked =
+            starter == std::u32string::npos || (starter + 1 != out.size() && last >= kind);
         const char32_t composite = blocked ? 0 : compose(out[starter], part);
         if (composite) {
             out[starter] = composite;

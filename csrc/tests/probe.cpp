@@ -50,7 +50,10 @@ std::string show(int64_t value) {
 template <class T>
 std::string array(const T* values, size_t count) {
     std::string out = "[";
-    for (size_t i = 0; i < count; ++i) out += (i ? "," : "") + show(values[i]);
+    for (size_t i = 0; i < count; ++i) {
+        if (i) out += ',';
+        out += show(values[i]);
+    }
     return out + "]";
 }
 
@@ -73,8 +76,10 @@ double number(const Json& json, const char* key, double otherwise) {
 std::string encode(const Json& request) {
     const latrt::Tokenizer tokenizer(Json::parse(read_file(request.at("tokenizer").string())));
     std::string out = "[";
-    for (const Json& text : request.at("texts").array())
-        out += (out.size() > 1 ? "," : "") + array(tokenizer.encode(text.string()));
+    for (const Json& text : request.at("texts").array()) {
+        if (out.size() > 1) out += ',';
+        out += array(tokenizer.encode(text.string()));
+    }
     return out + "]";
 }
 
@@ -207,15 +212,17 @@ std::string show_event(const latrt_event& e) {
     const std::string step = ",\"step\":" + show(e.step) + "}";
     switch (e.kind) {
         case LATRT_EVENT_TOKEN:
-            return "{\"kind\":\"token\",\"id\":" + show(e.token_id) + ",\"text\":" +
-                   json_quote({e.text, e.text_size}) + ",\"logprob\":" + show(e.logprob) +
+            return "{\"kind\":\"token\",\"id\":" + show(e.token_id) +
+                   ",\"text\":" + json_quote({e.text, e.text_size}) +
+                   ",\"logprob\":" + show(e.logprob) +
                    ",\"forced\":" + (e.forced ? "true" : "false") + step;
         case LATRT_EVENT_REFLECTION:
-            return "{\"kind\":\"reflection\",\"index\":" + show(e.index) + ",\"opened\":" +
-                   (e.opened ? "true" : "false") + step;
+            return "{\"kind\":\"reflection\",\"index\":" + show(e.index) +
+                   ",\"opened\":" + (e.opened ? "true" : "false") + step;
         case LATRT_EVENT_REINJECT:
-            return "{\"kind\":\"reinject\",\"inject\":" + json_quote(e.inject) + ",\"select\":" +
-                   json_quote(e.select) + ",\"selected\":" + array(e.selected, e.num_selected) +
+            return "{\"kind\":\"reinject\",\"inject\":" + json_quote(e.inject) +
+                   ",\"select\":" + json_quote(e.select) +
+                   ",\"selected\":" + array(e.selected, e.num_selected) +
                    ",\"skipped\":" + json_quote(e.skipped) + step;
         default:
             return "{\"kind\":\"done\",\"finish\":" + json_quote(e.finish_reason) + step;
@@ -237,7 +244,8 @@ const latrt_model* model_at(const std::string& path, int threads) {
     options.threads = threads;
     latrt_model* model = nullptr;
     check(latrt_open(path.c_str(), &options, &model));
-    open.emplace_back(key, std::unique_ptr<latrt_model, void (*)(latrt_model*)>(model, latrt_close));
+    open.emplace_back(key,
+                      std::unique_ptr<latrt_model, void (*)(latrt_model*)>(model, latrt_close));
     return model;
 }
 
@@ -274,7 +282,10 @@ std::string trace(const Json& request) {
         }
         check(latrt_step(made, &events, &count));
         if (count == 0) break;
-        for (size_t i = 0; i < count; ++i) all += (all.empty() ? "" : ",") + show_event(events[i]);
+        for (size_t i = 0; i < count; ++i) {
+            if (!all.empty()) all += ',';
+            all += show_event(events[i]);
+        }
     }
     latrt_result r;
     check(latrt_get_result(made, &r));
@@ -285,14 +296,17 @@ std::string trace(const Json& request) {
     for (size_t i = 0; i < r.num_masses; ++i) {
         const float* mass = nullptr;
         check(latrt_get_mass(made, i, &mass, &count));
-        masses += (i ? "," : "") + array(mass, count);
+        if (i) masses += ',';
+        masses += array(mass, count);
     }
-    return "{\"prompt\":" + array(prompt, prompt_count) + ",\"events\":[" + all + "],\"tokens\":" +
-           array(r.tokens, r.num_tokens) + ",\"text\":" + json_quote({r.text, r.text_size}) +
-           ",\"conclusion\":" + json_quote({r.conclusion, r.conclusion_size}) + ",\"finish\":" +
-           json_quote(r.finish_reason) + ",\"visual_tokens\":" + show(r.visual_tokens) +
-           ",\"reinjected_tokens\":" + show(r.reinjected_tokens) + ",\"num_reflections\":" +
-           show(r.num_reflections) + ",\"masses\":[" + masses + "]}";
+    return "{\"prompt\":" + array(prompt, prompt_count) + ",\"events\":[" + all +
+           "],\"tokens\":" + array(r.tokens, r.num_tokens) +
+           ",\"text\":" + json_quote({r.text, r.text_size}) +
+           ",\"conclusion\":" + json_quote({r.conclusion, r.conclusion_size}) +
+           ",\"finish\":" + json_quote(r.finish_reason) +
+           ",\"visual_tokens\":" + show(r.visual_tokens) +
+           ",\"reinjected_tokens\":" + show(r.reinjected_tokens) +
+           ",\"num_reflections\":" + show(r.num_reflections) + ",\"masses\":[" + masses + "]}";
 }
 
 std::string answer(const Json& request) {
@@ -318,7 +332,8 @@ std::string difference(const Json& got, const Json& want, const std::string& whe
         }
     } else if (is(Json::Kind::array) && got.array().size() == want.array().size()) {
         for (size_t i = 0; i < got.array().size() && found.empty(); ++i)
-            found = difference(got.array()[i], want.array()[i], where + "[" + show(static_cast<int64_t>(i)) + "]");
+            found = difference(got.array()[i], want.array()[i],
+                               where + "[" + show(static_cast<int64_t>(i)) + "]");
     } else if (want.is(Json::Kind::number) && !got.is(Json::Kind::string)) {
         const double bound = 2e-4 + 1e-4 * std::fabs(want.number());
         if (!(std::fabs(got.number() - want.number()) <= bound)) found = where;
@@ -373,9 +388,9 @@ int main(int argc, char** argv) {
         try {
             out = answer(Json::parse(line));
         } catch (const latrt::Error& error) {
-            out = "{\"error\":" + json_quote(error.name()) + ",\"status\":" +
-                  std::to_string(static_cast<int>(error.status())) + ",\"message\":" +
-                  json_quote(error.what()) + "}";
+            out = "{\"error\":" + json_quote(error.name()) +
+                  ",\"status\":" + std::to_string(static_cast<int>(error.status())) +
+                  ",\"message\":" + json_quote(error.what()) + "}";
         } catch (const std::exception& error) {
             out = "{\"error\":\"\",\"message\":" + json_quote(error.what()) + "}";
         }

@@ -1,11 +1,11 @@
 // The C API from outside: statuses, lifetimes, re-injection by hand, sessions on many threads.
+#include <latrt/latrt.h>
+
 #include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <latrt/latrt.h>
 
 #include "tests/check.h"
 

@@ -34,7 +34,8 @@ std::string refusal(F&& function) {
 }  // namespace
 
 TEST(runtime_json_reads_values) {
-    const Json json = Json::parse(R"( {"a": [1, -2.5e1, true, null], "b": "\u00e9\ud83d\ude00\n"} )");
+    const Json json =
+        Json::parse(R"( {"a": [1, -2.5e1, true, null], "b": "\u00e9\ud83d\ude00\n"} )");
     const auto& a = json.at("a").array();
     CHECK(a[0].integer() == 1 && a[1].number() == -25 && a[2].boolean() && a[3].is_null());
     CHECK(json.at("b").string() == "\u00e9\U0001F600\n");
@@ -44,8 +45,8 @@ TEST(runtime_json_reads_values) {
 
 TEST(runtime_json_refuses_what_is_none) {
     for (const char* bad :
-         {"", "{", "[1,]", "{\"a\":1,\"a\":2}", "01", "1e999", "NaN", "\"\\ud800\"", "\"\n\"", "[1] 2",
-          "\"\\x\"", "{1:2}", "\xff", "\"", "-", "1.", "tru", "\"\\u12\"", "{\"a\" 1}"}) {
+         {"", "{", "[1,]", "{\"a\":1,\"a\":2}", "01", "1e999", "NaN", "\"\\ud800\"", "\"\n\"",
+          "[1] 2", "\"\\x\"", "{1:2}", "\xff", "\"", "-", "1.", "tru", "\"\\u12\"", "{\"a\" 1}"}) {
         CHECK(refusal([&] { Json::parse(bad); }) == "json");
     }
     CHECK(refusal([] { Json::parse(std::string(101, '[') + std::string(101, ']')); }) == "json");
@@ -164,7 +165,8 @@ TEST(runtime_positions_of_copies) {
     const std::vector<int64_t> rows = {10, 11, 13}, cols = {11, 12, 13};
     CHECK(all[1] == rows && all[2] == cols && next == 14);
     next = 0;
-    const std::vector<int64_t> times = {0, 1, 1, 1, 1, 1, 1, 4}, visual = {-1, 0, 1, 2, 3, 4, 5, -1};
+    const std::vector<int64_t> times = {0, 1, 1, 1, 1, 1, 1, 4},
+                               visual = {-1, 0, 1, 2, 3, 4, 5, -1};
     CHECK(prompt_positions(visual, {{4, 6}}, 2, next)[0] == times && next == 5);
 }
 
@@ -185,13 +187,17 @@ TEST(runtime_templates_render) {
         return ChatTemplate(source).render({{"messages", messages}, {"flag", true}});
     };
     CHECK(render(kDefaultTemplate) ==
-          "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n");
+          "<|im_start|>system\nYou are a helpful "
+          "assistant.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n");
     CHECK(render("{%- set ns = namespace(n=1) -%} {% for m in messages %}{% set ns.n = ns.n + 2 %}"
                  "{% endfor %}{{ ns.n }}") == "3");
-    CHECK(render("{{ 'a' if flag and not x is defined else 'b' }}{{ messages[0].role ~ 1 }}") == "auser1");
-    CHECK(render("{{ ' q ' | trim }}{{ messages | length }}{{ messages[-1]['content'] }}") == "q1hi");
-    for (const char* bad : {"{% if %}", "{% for x in %}{% endfor %}", "{{ 1", "{% macro x() %}", "{{ a.b }}",
-                            "{% if a %}", "{% endif %}", "{{ x() }}", "{{ messages }}", "{{ 'a' }"}) {
+    CHECK(render("{{ 'a' if flag and not x is defined else 'b' }}{{ messages[0].role ~ 1 }}") ==
+          "auser1");
+    CHECK(render("{{ ' q ' | trim }}{{ messages | length }}{{ messages[-1]['content'] }}") ==
+          "q1hi");
+    for (const char* bad :
+         {"{% if %}", "{% for x in %}{% endfor %}", "{{ 1", "{% macro x() %}", "{{ a.b }}",
+          "{% if a %}", "{% endif %}", "{{ x() }}", "{{ messages }}", "{{ 'a' }"}) {
         CHECK(refusal([&] { render(bad); }) == "E_TEMPLATE");
     }
     CHECK(refusal([&] { render("{{ raise_exception('no') }}"); }) == "E_MESSAGES");

@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-
 #include <latrt/latrt.hpp>
 
 #include "read_image.h"

@@ -28,12 +28,14 @@ void check_size(size_t width, size_t height) {
 Picture read_ppm(const std::string& data) {
     size_t at = 2, fields[3];
     for (size_t& field : fields) {
-        while (at < data.size() && (std::isspace(static_cast<unsigned char>(data[at])) || data[at] == '#')) {
+        while (at < data.size() &&
+               (std::isspace(static_cast<unsigned char>(data[at])) || data[at] == '#')) {
             if (data[at] == '#') at = std::min(data.find('\n', at), data.size() - 1);
             ++at;
         }
         field = 0;
-        while (at < data.size() && std::isdigit(static_cast<unsigned char>(data[at])) && field < 1u << 27)
+        while (at < data.size() && std::isdigit(static_cast<unsigned char>(data[at])) &&
+               field < 1u << 27)
             field = field * 10 + static_cast<size_t>(data[at++] - '0');
     }
     check_size(fields[0], fields[1]);
@@ -105,8 +107,8 @@ Picture read_jpeg(const std::string& data) {
     errors.base.error_exit = leave;
     jpeg_create_decompress(&info);
     Picture out;
-    bool fine = decode(&info, &errors, data, &out.rgb) && info.output_width &&
-                info.output_height && info.output_width <= kMaxPixels / info.output_height;
+    bool fine = decode(&info, &errors, data, &out.rgb) && info.output_width && info.output_height &&
+                info.output_width <= kMaxPixels / info.output_height;
     if (fine) {
         out.width = static_cast<int>(info.output_width);
         out.height = static_cast<int>(info.output_height);

@@ -13,12 +13,11 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
+#include <latrt/latrt.hpp>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <latrt/latrt.hpp>
 
 namespace {
 
@@ -77,8 +76,8 @@ class Connection {
 void answer(Connection& connection, const latrt::Model& model, int64_t max_tokens) {
     long width = 0, height = 0, size = 0;
     const std::string line = connection.line();
-    if (std::sscanf(line.c_str(), "ask %9ld %9ld %9ld", &width, &height, &size) != 3 ||
-        width < 1 || height < 1 || width > kMaxPixels / height || size < 0 || size > kMaxQuestion)
+    if (std::sscanf(line.c_str(), "ask %9ld %9ld %9ld", &width, &height, &size) != 3 || width < 1 ||
+        height < 1 || width > kMaxPixels / height || size < 0 || size > kMaxQuestion)
         throw std::runtime_error("E_REQUEST");
     const std::string rgb = connection.read(static_cast<size_t>(width * height * 3));
     const std::string question = connection.read(static_cast<size_t>(size));

@@ -108,8 +108,8 @@ typedef struct latrt_session_options {
     double repetition_penalty; /* 1: off */
     int64_t top_k;             /* 0: off */
     int64_t seed;
-    int64_t sample;     /* tells answers to one prompt apart under one seed */
-    int64_t max_tokens; /* default 512 */
+    int64_t sample;          /* tells answers to one prompt apart under one seed */
+    int64_t max_tokens;      /* default 512 */
     const char* const* stop; /* at most 4 strings that end the answer and are no part of it */
     size_t num_stop;
     const int64_t* stop_token_ids;
@@ -248,8 +248,7 @@ LATRT_API latrt_status latrt_get_mass(latrt_session* session, size_t index, cons
                                       size_t* count);
 
 /* The prompt's token ids, one image-pad for each visual token. */
-LATRT_API latrt_status latrt_get_prompt(latrt_session* session, const int64_t** ids,
-                                        size_t* count);
+LATRT_API latrt_status latrt_get_prompt(latrt_session* session, const int64_t** ids, size_t* count);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,8 @@
 // The C API with C++ ownership: objects that close themselves, errors as exceptions.
 #pragma once
 
+#include <latrt/latrt.h>
+
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -10,8 +12,6 @@
 #include <string_view>
 #include <utility>
 #include <vector>
-
-#include <latrt/latrt.h>
 
 namespace latrt {
 
