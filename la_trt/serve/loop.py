@@ -142,6 +142,7 @@ class EngineLoop:
             log("engine_failed", level=logging.ERROR, exc_info=True)
             self._fail_all(internal())
         else:
+            self._measure()  # before anybody can ask
             self._hand_out(events)
 
     def _lost(self, error: ApiError) -> None:
