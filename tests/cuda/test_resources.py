@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,18 @@ def parse(report: str) -> list[Kernel]:
     return kernels
 
 
+def with_headers(source: Path) -> set[Path]:
+    """The file and the project's headers that it includes, directly or not."""
+    found, left = set[Path](), [source]
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            names = re.findall(r'^#include "(kernels/cuda/.*)"', file.read_text(), re.MULTILINE)
+            left += [emulated.CSRC / name for name in names]
+    return found
+
+
 def test_a_report_is_read() -> None:
     report = """
 ptxas info    : Compiling entry function '_ZN5latrt4cuda6sampleENS0_12SampleParamsE' for 'sm_90'
@@ -85,8 +98,8 @@ def test_no_kernel_spills_or_takes_more_than_its_registers(source: str) -> None:
     compiled = emulated.BUILD / f"{source}.o"
     if not compiled.exists():
         pytest.skip(f"{source}.cu has not been compiled by nvcc here: make cuda")
-    newest = max(p.stat().st_mtime for p in emulated.SOURCE.glob("*.cu*") if p.suffix == ".cuh")
-    if report.stat().st_mtime < max(newest, (emulated.SOURCE / f"{source}.cu").stat().st_mtime):
+    newest = max(p.stat().st_mtime for p in with_headers(emulated.SOURCE / f"{source}.cu"))
+    if report.stat().st_mtime < newest:
         pytest.skip(f"{source}.ptxas is older than its sources: make cuda")
     kernels = parse(report.read_text())
     assert {k.target for k in kernels} == set(TARGETS)

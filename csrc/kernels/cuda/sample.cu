@@ -179,7 +179,6 @@ __global__ void __launch_bounds__(kThreads) sample(SampleParams p) {
     Weight total =
         weight_before(row, count, cut.last, shared) + weight_of(cut.last) * cut.num_ties;
     if (top_p < 1) {
-        sync_threads();
         cut = cut_by_weight(row, count, cut, total, top_p, shared);
         total = weight_before(row, count, cut.last, shared) + weight_of(cut.last) * cut.num_ties;
     }

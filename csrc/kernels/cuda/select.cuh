@@ -48,7 +48,6 @@ __device__ Selected<Key> select_key(SelectShared& shared, Weight target, Visit v
         found.key |= static_cast<Key>(shared.bin) << shift;
         found.below = shared.below;
     }
-    sync_threads();
     return found;
 }
 

@@ -8,8 +8,9 @@ using test::AttentionCase;
 
 namespace {
 
-void check(uint64_t seed, int dim, int most_keys) {
+void check(uint64_t seed, int dim, int most_keys, int num_sms = 0) {
     AttentionCase c(seed, dim, 1, most_keys);
+    if (num_sms != 0) c.num_sms = num_sms;
     cuda::AttentionDecodeParams p = {c.q->bits.data(),
                                      c.out->bits.data(),
                                      c.cache(),
@@ -39,5 +40,15 @@ TEST(attention_decode_equals_the_reference) {
 }
 
 TEST(attention_decode_of_many_splits) {
-    for (int i = 0; i < test::repeats(4); ++i) check(test::seed() + 40 + uint64_t(i), 64, 4000);
+    // More splits than a warp has lanes: 32 times 64 keys and more.
+    for (int i = 0; i < test::repeats(6); ++i) {
+        check(test::seed() + 40 + uint64_t(i), 64, 4000, 132);
+    }
+}
+
+TEST(attention_decode_keeps_the_scores_of_long_splits) {
+    // One or few splits: a block writes its kept scores several times.
+    for (int i = 0; i < test::repeats(6); ++i) {
+        check(test::seed() + 80 + uint64_t(i), 64, 900, 1);
+    }
 }
