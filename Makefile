@@ -17,7 +17,7 @@ QUESTION := What number is written on the large purple star?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types native sanitize cuda test-cuda bench experiments clean
+.PHONY: help demo test check lint types native sanitize cuda test-cuda plugins tensorrt test-gpu bench experiments clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,23 @@ cuda: ## compile the CUDA kernels for every target (needs nvcc and cmake, no GPU
 test-cuda: cuda $(VENV)/.test ## test the CUDA kernels on an emulated device, and the tests by mutants
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/cuda
 	$(BIN)/python -m tests.cuda.mutants
+
+# The TensorRT headers: of the wheel kernel-lens, or make TENSORRT_INCLUDE=DIR.
+TENSORRT_INCLUDE = $(shell $(BIN)/python -c 'import importlib.util as u; print(u.find_spec("kernel_lens").submodule_search_locations[0] + "/include/tensorrt")')
+plugins: $(VENV)/.run ## compile the TensorRT plugins with their kernels into la_trt (needs nvcc and cmake)
+	$(PIP) kernel-lens
+	cmake -S csrc/plugins -B build/plugins -DLATRT_TENSORRT_INCLUDE=$(TENSORRT_INCLUDE)
+	cmake --build build/plugins --target latrt_plugins latrt_rtx_alias --parallel $(JOBS)
+	cp build/plugins/liblatrt_plugins.so la_trt/_tensorrt_plugins.so
+	cp build/plugins/liblatrt_rtx_alias.so la_trt/_tensorrt_rtx_alias.so
+
+tensorrt: $(VENV)/.test ## build TensorRT engines without a GPU and look into them (needs nvcc and cmake)
+	$(INSTALL) -e '.[test,tensorrt]' kernel-lens
+	$(BIN)/python -m pytest -m tensorrt tests/tensorrt
+
+test-gpu: plugins $(VENV)/.test ## what only a GPU with TensorRT can show
+	$(INSTALL) -e '.[test,tensorrt]'
+	$(BIN)/python -m pytest tests/gpu
 
 bench: $(VENV)/.run ## measure the shipped model under every policy
 	$(BIN)/la-trt build --ckpt $(TINY) --output $(BUNDLE)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from build_engines.graph import GraphWriter
-from build_engines.quantize import Quant, QuantisedMatrix, quantise, quantise_fp8
+from build_engines.quantize import Quant, QuantisedMatrix, quantise, quantise_outputs
 from la_trt.errors import CheckpointError
 
 BITS = {"int8": 8, "int4": 4}
@@ -84,13 +84,17 @@ class LayerWriter:
         )
 
     def matrix(self, label: str, *names: str) -> ir.Value:
-        """The stacked weights of `names` as one matrix (K, N), quantised as asked."""
-        if self.quant in BITS:
+        """The stacked weights of `names` as one matrix (K, N), quantised as asked.
+
+        TensorRT-RTX 1.7 fuses int8 with a product only where each output has one scale.
+        """
+        by_output = self.quant == "fp8" or (self.quant == "int8" and self.target.portable)
+        if self.quant != "none" and not by_output:
             return self.dequantised(label, self.quantised(*names))
         data = np.concatenate([self.rows(f"{n}.weight") for n in names])
         if self.quant == "none":
             return self.graph.weight(label, np.ascontiguousarray(self.target.cast(data).T))
-        codes, scale = quantise_fp8(data)
+        codes, scale = quantise_outputs(data, self.quant)
         q = self.graph.weight(f"{label}.q", codes)
         s = self.graph.weight(f"{label}.scale", self.target.cast(scale))
         return self.graph.op("DequantizeLinear", q, s, name=f"{label}.dq", axis=1)

@@ -1,4 +1,4 @@
-"""Symmetric quantisation of weight matrices in numpy: int4 and int8 block-wise, fp8 by output."""
+"""Symmetric quantisation of weight matrices in numpy: by blocks, or by output."""
 
 from __future__ import annotations
 
@@ -130,14 +130,18 @@ def quantise(
     return QuantisedMatrix(q=q, scale=scale, shape=(k, n), bits=bits, block_size=block_size)
 
 
-def quantise_fp8(weight_NK: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """(q (K, N) float8 e4m3, scale (N,) float32): each output's largest weight becomes 448.
+def quantise_outputs(
+    weight_NK: NDArray[np.float32], kind: Literal["int8", "fp8"]
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """(q (K, N) int8 or float8 e4m3, scale (N,) float32): each output's largest weight becomes
+    127 or 448, the others the nearest code.
 
     An all-zero output has scale 0 and codes 0.
     """
-    scale = np.abs(weight_NK).max(axis=1) / np.float32(E4M3_MAX)
+    scale = np.abs(weight_NK).max(axis=1) / np.float32(127 if kind == "int8" else E4M3_MAX)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    q = (weight_NK * inverse[:, None]).astype(ml_dtypes.float8_e4m3fn)
+    codes = weight_NK * inverse[:, None]
+    q = np.rint(codes).astype(np.int8) if kind == "int8" else codes.astype(ml_dtypes.float8_e4m3fn)
     return np.ascontiguousarray(q.T), scale
 
 

@@ -134,7 +134,7 @@ class LookAgain:
         cls,
         path: Path | str,
         *,
-        backend: Literal["onnx", "native"] = "onnx",
+        backend: Literal["onnx", "native", "tensorrt"] = "onnx",
         limits: Limits | None = None,
         verify: bool = True,
         **options: Any,
@@ -244,7 +244,7 @@ class LookAgain:
 
 def _open_bundle(
     path: Path | str,
-    backend: Literal["onnx", "native"],
+    backend: Literal["onnx", "native", "tensorrt"],
     limits: Limits | None,
     *,
     verify: bool,
@@ -259,11 +259,15 @@ def _open_bundle(
     return engine, processor, end_tokens(bundle.config, processor, bundle.path)
 
 
-def _bundle_engine(backend: Literal["onnx", "native"]) -> Callable[..., Engine]:
+def _bundle_engine(backend: Literal["onnx", "native", "tensorrt"]) -> Callable[..., Engine]:
     if backend == "native":
         from la_trt.engines.native import NativeEngine
 
         return NativeEngine
+    if backend == "tensorrt":
+        from la_trt.engines.tensorrt import TensorRTEngine
+
+        return TensorRTEngine
     from la_trt.engines.onnx import OnnxEngine
 
     return OnnxEngine

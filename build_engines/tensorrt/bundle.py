@@ -252,7 +252,7 @@ def _check_model(config: ModelConfig, options: TensorRTOptions) -> None:
             name="E_HEAD_DIM",
         )
     width = config.text.hidden_size
-    if options.quant in ("int8", "int4") and width % options.block_size:
+    if options.quant == "int4" and width % options.block_size:
         raise UsageError(
             f"block_size {options.block_size} does not divide the hidden size {width}\n"
             "choose a smaller --block-size"

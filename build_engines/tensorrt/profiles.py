@@ -17,9 +17,9 @@ def decoder_profiles(
 ) -> tuple[Profile, ...]:
     """`decode` (one token of each sequence) and `prefill` (a chunk of one), or both as one.
 
-    One, `any`, where the weights have block-wise scales: with two profiles TensorRT-RTX 1.7 puts
-    such weights into the plan twice (docs/tensorrt.md), and it compiles kernels for the shapes
-    that it meets anyway.
+    One, `any`, where the weights are integers: with two profiles TensorRT-RTX 1.7 puts many of
+    them into the plan twice (docs/tensorrt.md), and it compiles kernels for the shapes that it
+    meets anyway.
     """
     likely = min(_LIKELY_VISUAL, max_len)
     letters: dict[str, Range] = {

@@ -47,7 +47,7 @@ from la_trt.errors import UsageError
 @click.option(
     "--block-size",
     type=click.Choice(["16", "32", "64", "128", "256"]),
-    help="Weights that share one scale when quantised to int8 or int4.  "
+    help="Weights that share one scale when quantised (TensorRT: int4 alone).  "
     "[default: 32, with tensorrt 128]",
 )
 @click.option(

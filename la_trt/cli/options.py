@@ -71,10 +71,11 @@ def source_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--backend",
-                type=click.Choice(["auto", "onnx", "native", "torch"]),
+                type=click.Choice(["auto", "onnx", "native", "tensorrt", "torch"]),
                 default="auto",
-                help="Engine: onnx and native (compiled CPU kernels) run bundles, torch runs "
-                "checkpoints.  [default: onnx for bundles]",
+                help="Engine: onnx, native (compiled CPU kernels) and tensorrt (bundles built for "
+                "this GPU; has not run on one yet) run bundles, torch runs checkpoints.  "
+                "[default: onnx for bundles]",
             ),
             click.option(
                 "--threads",

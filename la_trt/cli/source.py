@@ -41,11 +41,20 @@ class Source:
                 "--backend torch runs checkpoints, --engine names a bundle\n"
                 "give the checkpoint with --ckpt DIR, or leave --backend out"
             )
-        if self.ckpt is not None and self.backend in ("onnx", "native"):
+        if self.ckpt is not None and self.backend in ("onnx", "native", "tensorrt"):
             raise UsageError(
                 f"--backend {self.backend} runs bundles, {self.ckpt} is a checkpoint\n"
                 f"{_how_to_build(self.ckpt)}"
             )
+
+        if self.backend == "tensorrt":
+            if self.engine is None:
+                raise UsageError(
+                    "--backend tensorrt runs engines that were built for this GPU\n"
+                    "build some with la-trt build --backend tensorrt, then give --engine DIR"
+                )
+            if self.threads is not None:
+                raise UsageError("--threads: TensorRT runs on the GPU\nleave --threads out")
 
     @property
     def runs_torch(self) -> bool:
@@ -66,8 +75,8 @@ class Source:
             options["max_len"] = self.max_model_len
         if self.runs_torch:
             return LookAgain.from_checkpoint(self.ckpt or shipped(), limits=limits, **options)
-        if self.backend == "native":
-            options["backend"] = "native"
+        if self.backend in ("native", "tensorrt"):
+            options["backend"] = self.backend
         else:
             options["mass"] = mass
         if self.engine is None:

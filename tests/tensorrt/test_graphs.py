@@ -19,7 +19,7 @@ from build_engines.build import CheckpointWeights
 from build_engines.decoder import write_decoder
 from build_engines.layers import Target
 from build_engines.progress import Progress
-from build_engines.quantize import quantise_fp8
+from build_engines.quantize import quantise_outputs
 from build_engines.tensorrt.bundle import TensorRTOptions, write_graph
 from build_engines.tensorrt.plan import parsed_bytes
 from build_engines.vision import write_vision
@@ -163,10 +163,20 @@ def test_only_operators_that_both_runtimes_know(
 def test_fp8_codes_are_the_nearest_ones() -> None:
     weight = np.random.default_rng(0).standard_normal((7, 40)).astype(np.float32)
     weight[3] = 0
-    q_KN, scale = quantise_fp8(weight)
+    q_KN, scale = quantise_outputs(weight, "fp8")
     assert q_KN.shape == (40, 7) and q_KN.dtype == ml_dtypes.float8_e4m3fn
     assert scale[3] == 0 and (q_KN[:, 3].astype(np.float32) == 0).all()
     assert (np.abs(q_KN.astype(np.float32)).max(axis=0)[[0, 1, 2, 4, 5, 6]] == 448).all()
     error = np.abs(q_KN.astype(np.float32).T * scale[:, None] - weight)
     step = np.maximum(np.abs(weight) / 16, scale[:, None] * 2.0**-10)  # half a step of 3 bits
     assert (error <= step * 1.001).all()
+
+
+def test_int8_codes_are_the_nearest_ones() -> None:
+    weight = np.random.default_rng(0).standard_normal((5, 33)).astype(np.float32)
+    weight[2] = 0
+    q_KN, scale = quantise_outputs(weight, "int8")
+    assert q_KN.dtype == np.int8
+    assert np.abs(q_KN.astype(int)).max(axis=0).tolist() == [127, 127, 0, 127, 127]
+    error = np.abs(q_KN.astype(np.float32).T * scale[:, None] - weight)
+    assert (error <= 0.5001 * scale[:, None]).all()

@@ -168,9 +168,7 @@ def test_the_vision_tower_at_the_width_of_3b(dtype: str, trt: TensorRT, tmp_path
         plan.unlink()
 
 
-def test_a_second_profile_stores_block_quantised_weights_twice(
-    trt: TensorRT, tmp_path: Path
-) -> None:
+def test_a_second_profile_stores_integer_weights_twice(trt: TensorRT, tmp_path: Path) -> None:
     """Why such decoders have one profile. Where this fails, a newer TensorRT does better."""
     config = config_3b()
     graph = write(tmp_path, "decoder", config, quant="int8")
@@ -178,7 +176,7 @@ def test_a_second_profile_stores_block_quantised_weights_twice(
     assert len(profiles) == 2
     plan = tmp_path / "two.engine"
     build_plan(trt, graph, plan, profiles, sm=89)
-    assert plan.stat().st_size > 1.5 * graph.with_name("decoder.onnx.data").stat().st_size
+    assert plan.stat().st_size > 1.4 * graph.with_name("decoder.onnx.data").stat().st_size
 
 
 def test_the_cache_is_aliased(
