@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <charconv>
+#include <tuple>
+#include <utility>
 
 #include "runtime/error.h"
 #include "runtime/template_nodes.h"
@@ -381,11 +383,11 @@ class TemplateParser {
             ++at_;
             node.bodies.push_back(body());
             auto [word, rest] = ender();
-            if (word == "endif") return node;
-            if (last || word == "endfor") refuse_template("expected endif");
+            if (word == "endfor" || (last && word != "endif")) refuse_template("expected endif");
             last = word == "else";
-            if (!last) node.exprs.push_back(rest.expression());
+            if (word == "elif") node.exprs.push_back(rest.expression());
             rest.finish();
+            if (word == "endif") return node;
         }
     }
 
@@ -396,11 +398,15 @@ class TemplateParser {
         code.finish();
         ++at_;
         node.bodies.push_back(body());
-        if (ender().first == "else") {
+        auto [word, rest] = ender();
+        if (word == "else") {
+            rest.finish();
             ++at_;
             node.bodies.push_back(body());
+            std::tie(word, rest) = ender();
         }
-        if (ender().first != "endfor") refuse_template("expected endfor");
+        rest.finish();
+        if (word != "endfor") refuse_template("expected endfor");
         return node;
     }
 

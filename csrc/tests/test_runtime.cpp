@@ -197,7 +197,8 @@ TEST(runtime_templates_render) {
           "q1hi");
     for (const char* bad :
          {"{% if %}", "{% for x in %}{% endfor %}", "{{ 1", "{% macro x() %}", "{{ a.b }}",
-          "{% if a %}", "{% endif %}", "{{ x() }}", "{{ messages }}", "{{ 'a' }"}) {
+          "{% if a %}", "{% endif %}", "{{ x() }}", "{{ messages }}", "{% if 1 %}{% endif x %}",
+          "{% for a in [] %}{% endfor 1 %}", "{{ 'a' }"}) {
         CHECK(refusal([&] { render(bad); }) == "E_TEMPLATE");
     }
     CHECK(refusal([&] { render("{{ raise_exception('no') }}"); }) == "E_MESSAGES");
