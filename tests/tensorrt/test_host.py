@@ -18,6 +18,7 @@ from build_engines.tensorrt.profiles import decoder_profiles, most_windows, visi
 from la_trt.assets import TINY_CHECKPOINT
 from la_trt.bindings import Binding, decoder_inputs, decoder_outputs, place, shape_of
 from la_trt.cli.build import command
+from la_trt.cli.source import Source
 from la_trt.config import ModelConfig
 from la_trt.engines import tensorrt_library
 from la_trt.engines.tensorrt_library import TensorRT, load_tensorrt, plugin_library
@@ -223,6 +224,16 @@ def test_the_command_refuses_options_that_have_no_effect(tmp_path: Path) -> None
         result = CliRunner().invoke(command, [*paths, *flags])
         assert isinstance(result.exception, UsageError), (flags, result.output)
         assert what in str(result.exception)
+
+
+def test_the_backend_needs_a_bundle_and_no_threads(tmp_path: Path) -> None:
+    for given, what in (
+        ({}, "--engine DIR"),
+        ({"ckpt": tmp_path}, "is a checkpoint"),
+        ({"engine": tmp_path, "threads": 2}, "--threads"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            Source(backend="tensorrt", **given)  # type: ignore[arg-type]
 
 
 def test_head_dimensions_without_a_kernel_are_refused() -> None:
