@@ -34,8 +34,10 @@ struct Shapes {
     cuda::KvCache cache() const {
         const int64_t head_rows = capacity;
         const auto kind = type == cuda::ActType::f16 ? cuda::KvType::f16 : cuda::KvType::bf16;
-        return {nullptr,      nullptr,  nullptr,  nullptr,                  kind,
-                num_kv_heads, head_dim, capacity, num_kv_heads * head_rows, head_rows};
+        return {nullptr,  nullptr,  nullptr,
+                nullptr,  kind,     num_kv_heads,
+                head_dim, capacity, num_kv_heads * head_rows,
+                head_rows};
     }
     // AttentionDecodeParams or AttentionPrefillParams.
     template <class Params>
@@ -94,7 +96,9 @@ int multiprocessors() {
 
 }  // namespace
 
-Attributes Attention::attributes() { return Attributes({{"num_heads", 0}, {"kv_num_heads", 0}}); }
+Attributes Attention::attributes() {
+    return Attributes({{"num_heads", 0}, {"kv_num_heads", 0}});
+}
 
 Attention::Attention(const char* name, const Attributes& attributes)
     : Plugin(name, attributes),
@@ -102,7 +106,9 @@ Attention::Attention(const char* name, const Attributes& attributes)
       num_heads_(attributes["num_heads"]),
       num_kv_heads_(attributes["kv_num_heads"]) {}
 
-Attention* Attention::clone() noexcept { return new Attention(*this); }
+Attention* Attention::clone() noexcept {
+    return new Attention(*this);
+}
 
 int32_t Attention::getOutputDataTypes(DataType* outputs, int32_t, const DataType* inputs,
                                       int32_t) const noexcept {
@@ -160,16 +166,15 @@ int32_t Attention::onShapeChange(Descs inputs, int32_t num_inputs, Descs, int32_
     const Dims& key = inputs[kKey].dims;
     const bool fits = query.nbDims == 3 && key.nbDims == 3 && past.nbDims == 4 &&
                       past.d[0] == query.d[0] && past.d[1] == num_kv_heads_ &&
-                      query.d[2] == num_heads_ * past.d[3] &&
-                      key.d[2] == num_kv_heads_ * past.d[3];
+                      query.d[2] == num_heads_ * past.d[3] && key.d[2] == num_kv_heads_ * past.d[3];
     return fits ? 0 : -1;
 }
 
 size_t Attention::getWorkspaceSize(DynamicDescs inputs, int32_t, DynamicDescs,
                                    int32_t) const noexcept {
-    const Shapes shapes = shapes_of(inputs[kQuery].max, inputs[kPastKey].max,
-                                    mass_ ? &inputs[kIndex].max : nullptr, inputs[kQuery].desc.type,
-                                    num_heads_, num_kv_heads_);
+    const Shapes shapes =
+        shapes_of(inputs[kQuery].max, inputs[kPastKey].max, mass_ ? &inputs[kIndex].max : nullptr,
+                  inputs[kQuery].desc.type, num_heads_, num_kv_heads_);
     return shapes.valid() ? largest_workspace(shapes) : 0;
 }
 

@@ -4,8 +4,12 @@
 
 namespace latrt::cuda {
 
-size_t attention_decode_workspace(const AttentionDecodeParams&) { return 0; }
-size_t attention_prefill_workspace(const AttentionPrefillParams&) { return 0; }
+size_t attention_decode_workspace(const AttentionDecodeParams&) {
+    return 0;
+}
+size_t attention_prefill_workspace(const AttentionPrefillParams&) {
+    return 0;
+}
 
 cudaError_t launch_rope_write_kv(const RopeWriteKvParams&, cudaStream_t) {
     return cudaErrorNotSupported;
@@ -19,12 +23,16 @@ cudaError_t launch_attention_prefill(const AttentionPrefillParams&, cudaStream_t
 cudaError_t launch_kv_reinject(const KvReinjectParams&, cudaStream_t) {
     return cudaErrorNotSupported;
 }
-cudaError_t launch_sample(const SampleParams&, cudaStream_t) { return cudaErrorNotSupported; }
+cudaError_t launch_sample(const SampleParams&, cudaStream_t) {
+    return cudaErrorNotSupported;
+}
 
 }  // namespace latrt::cuda
 
 // The two calls of the runtime that the plugins make themselves.
-extern "C" cudaError_t cudaGetDevice(int*) { return cudaErrorNotSupported; }
+extern "C" cudaError_t cudaGetDevice(int*) {
+    return cudaErrorNotSupported;
+}
 extern "C" cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) {
     return cudaErrorNotSupported;
 }
