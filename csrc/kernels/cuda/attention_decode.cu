@@ -153,7 +153,7 @@ __device__ void write_partial(Softmax<kDim>& softmax, unsigned char* tiles, int 
 // Grid (splits, K * head blocks, B): a block takes up to 8 query heads of a KV head through
 // their part of the keys; each of its warps has its own tiles and its own softmax till the end.
 template <class Act, KvType kType, int kDim>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, 2)
     attention_decode(AttentionDecodeParams p, Partial partial) {
     using Tile = WarpTile<Act, kType, kDim>;
     const int split = blockIdx.x, b = blockIdx.z, group = p.num_heads / p.cache.num_kv_heads;

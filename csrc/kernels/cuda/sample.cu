@@ -160,7 +160,7 @@ __device__ void find_drawn(const Row& row, int count, Cut cut, Weight drawn, Sha
 }
 
 // Grid (B).
-__global__ void __launch_bounds__(kThreads) sample(SampleParams p) {
+__global__ void __launch_bounds__(kThreads, 1) sample(SampleParams p) {
     auto& shared = *reinterpret_cast<Shared*>(dynamic_shared());
     const int b = blockIdx.x, count = p.vocab_size;
     const float* logits = p.logits + b * p.ld;

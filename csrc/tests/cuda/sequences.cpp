@@ -71,6 +71,7 @@ AttentionCase::AttentionCase(uint64_t seed, int head_dim, int most_tokens, int m
             const bool run = random.integer(0, 7) > 0;  // runs, as images make them
             index.push_back(run ? (begin + n) % std::max(1, kv_len[size_t(b)])
                                 : random.integer(-2, sequences.max_kv_len + 2));
+            if (n == 3) index.back() = kv_len[size_t(b)];  // the first that is none
         }
     }
     visual_index = std::make_unique<Buffer<int64_t>>(index);
