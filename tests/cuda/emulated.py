@@ -96,7 +96,8 @@ class Mutant:
         objects = sorted((BUILD / "CMakeFiles" / "latrt_cuda_tests.dir").rglob("*.o"))
         others = [str(o) for o in objects if o.name != f"{self.kernel}.cu.o"]
         program = folder / "mutant"
-        _check([arguments[0], *others, str(folder / "mutant.o"), "-o", str(program)], BUILD)
+        # First, so that its copy of a template that other kernels share is the one linked.
+        _check([arguments[0], str(folder / "mutant.o"), *others, "-o", str(program)], BUILD)
         done = run(f"{self.group}_", "--stop", "--effort", "3", program=program)
         return done.stdout if done.returncode == 0 else ""
 

@@ -84,12 +84,6 @@ MUTANTS = (
         "rope_write_kv",
     ),
     _mutant("numbers.cuh", "(spread & 0x800080) << 8", "(spread & 0x800000) << 8", _DECODE),
-    _mutant(
-        "select.cuh",
-        "below + shared.bins[bin] < target",
-        "below + shared.bins[bin] <= target",
-        "route_select",
-    ),
     _mutant("route_select.cu", "const double value = mass + 0.0", "const double value = mass"),
     _mutant("sample.cu", "a.index < b.index", "a.index > b.index"),
     _mutant("sample.cu", "if (distance < last) sum +=", "if (distance <= last) sum +="),

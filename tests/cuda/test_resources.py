@@ -11,9 +11,9 @@ import pytest
 from tests.cuda import emulated
 
 TARGETS = ("80", "86", "89", "90", "120")
-# Registers a thread, and the blocks of a multiprocessor that they leave room for.
+# Registers a thread.
 MAX_REGISTERS = {
-    "attention_decode": 128,
+    "attention_decode": 168,  # three blocks; shared memory has room for one or two
     "attention_prefill": 255,
     "attention_vision": 255,
     "finish_attention": 80,
