@@ -35,7 +35,7 @@ MAKE_COLD_START = (
     "OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 "
     f"-m train.tiny --reattention none --seed 0 --output {COLD_START}"
 )
-PICTURE = TINY_CHECKPOINT.parent / "images" / "purple.png"
+PICTURE = TINY_CHECKPOINT.parent / "images" / "count.png"
 
 
 @click.command()

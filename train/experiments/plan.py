@@ -326,7 +326,7 @@ def _dial_stages(config: PlanConfig, seed: int) -> Iterator[Stage]:
 
 
 def _heatmap(policy: str, seed: int) -> Stage:
-    question = "What number is written on the large purple star?"
+    question = "How many red objects do you see?"
     return Stage(
         name=f"heatmap-{policy}",
         kind="heatmap",
