@@ -5,7 +5,8 @@
 Makes a random checkpoint, builds a bundle (peak memory), builds the peer's model of the same
 decoder with the peer's own builder in its own environment (`.venv-peers`), then lets both
 decode in turns: batch 1, context 512, 16 tokens a turn, greedy. Also: what the mass costs of a
-decode step (the graph with it against the one without), and a `kv` re-injection of 256 tokens.
+decode step (the graph with it against the one without), what huge pages gain, and a `kv`
+re-injection of 256 tokens.
 All engines stay loaded, one works at a time.
 The peer's builder needs about 20 GiB at 36 layers; `--no-peer` leaves the peer out. Ends with
 one JSON line; exit code 6 when a gate fails.
@@ -203,10 +204,12 @@ def main(
         python = str(PEER_VENV / "bin" / "python")
         workers["peer"] = Worker(python, script, str(peer_model), str(threads))
     workers["ours_mass"] = Worker(*command, "mass")
+    workers["small_pages"] = Worker(*command, "small_pages")
     runs = measure(workers, rounds)
     asked = [workers["ours"].ask(reinject=REINJECT, context=CONTEXT) for _ in range(20)]
     times = [answer["reinject_s"] for answer in asked]
     memory = runs["ours"][-1]["memory"]
+    memory["huge_pages"] = workers["ours"].hello["huge_page_bytes"]
     for worker in workers.values():
         worker.close()
     result = summarise(runs, cost, times, memory)
@@ -245,6 +248,7 @@ def summarise(
         "load_average": os.getloadavg()[0],
         "cpu_ratio": cpu_ratio,
         "mass_frac": mass,
+        "huge_pages_ratio": paired_ratio(runs["small_pages"], runs["ours"]),
         "reinject_tokens": REINJECT,
         "reinject_ms": reinject_ms,
         "memory_bytes": memory,
@@ -275,7 +279,7 @@ def to_table(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     names = {"ours": "la-trt", "ours_mass": "la-trt with mass"}
-    names["peer"] = "onnxruntime-genai"
+    names |= {"small_pages": "la-trt without huge pages", "peer": "onnxruntime-genai"}
     for name, label in names.items():
         if name in result["rates"]:
             r = result["rates"][name]
@@ -292,6 +296,8 @@ def to_table(result: dict[str, Any]) -> str:
         f"- speed ratio, median of the rounds: {shown}",
         f"- the same by processor time of the best round: {by_cpu}",
         f"- load average at the end: {result['load_average']:.1f}",
+        f"- huge pages: {result['huge_pages_ratio']:.3f} times the speed without "
+        f"({result['memory_bytes']['huge_pages'] / GIB:.2f} GiB moved)",
         f"- mass: {100 * result['mass_frac']:+.2f} % of a decode step",
         f"- `kv` re-injection of {REINJECT} tokens: {result['reinject_ms']:.2f} ms",
         f"- build: {build['seconds']} s, peak {build['peak_rss_bytes'] / GIB:.2f} GiB "

@@ -1,7 +1,7 @@
 """Our side of `onnx_3b`: a process that builds, or that decodes on request.
 
     python -m benchmarks.onnx_worker build CKPT BUNDLE QUANT BLOCK_SIZE
-    python -m benchmarks.onnx_worker serve BUNDLE THREADS MASS
+    python -m benchmarks.onnx_worker serve BUNDLE THREADS plain|mass|small_pages
 
 `build` prints one line: seconds and peak memory by kind. `serve` answers lines of JSON:
 {"ids", "decode", "mass"} with {"prefill_s", "decode_s": [...], "cpu_s"}, the last being the
@@ -69,14 +69,16 @@ def run_build(ckpt: str, output: str, quant: Any, block_size: str) -> None:
 class Decoder:
     """Greedy decoding of one sequence, each step timed around the engine and the argmax."""
 
-    def __init__(self, bundle: Path, threads: int, mass: bool) -> None:
+    def __init__(self, bundle: Path, threads: int, kind: str) -> None:
         self.engine = OnnxEngine(
             open_bundle(bundle, verify=False),
             threads=threads,
             max_batch=1,
             max_len=4096,
-            mass=mass,
+            mass=kind == "mass",
+            huge_pages=kind != "small_pages",
         )
+        self.huge_page_bytes = self.engine.pages.wait()
         self.slot = self.engine.alloc(4096)
         self.prompt: list[int] = []
         self.first, self.prefill_s = 0, 0.0
@@ -156,12 +158,13 @@ class Decoder:
         return float(np.linalg.norm(logits[0] - logits[1]) / np.linalg.norm(logits[0]))
 
 
-def serve(bundle: str, threads: str, mass: str) -> None:
+def serve(bundle: str, threads: str, kind: str) -> None:
     """Load, check, then answer requests until stdin ends."""
-    decoder = Decoder(Path(bundle), int(threads), mass == "mass")
+    decoder = Decoder(Path(bundle), int(threads), kind)
     difference = decoder.check(list(range(1000, 1064)))
     assert difference < 0.1, f"prefill and decode disagree by {difference:.3f}"
-    print(json.dumps({"ready": True, "prefill_decode_difference": difference}), flush=True)
+    hello = {"prefill_decode_difference": difference, "huge_page_bytes": decoder.huge_page_bytes}
+    print(json.dumps({"ready": True, **hello}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "reinject" in request:

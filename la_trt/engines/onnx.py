@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import onnxruntime as ort
@@ -13,6 +14,7 @@ from la_trt.engines.base import (
     FloatArray,
     IntArray,
 )
+from la_trt.engines.huge_pages import HugePages
 from la_trt.engines.onnx_runner import DecoderRunner
 from la_trt.engines.onnx_session import CPU, open_session
 from la_trt.engines.onnx_vision import VisionRunner
@@ -32,7 +34,8 @@ class OnnxEngine(RowEngine):
     `threads`: of the CPU, all by default. `providers`: exactly these, or MachineError
     (E_PROVIDER); nothing falls back. `max_len`: KV positions of a slot, at most the bundle's;
     memory is touched only as slots fill. `mass`: without, the visual mass cannot be asked for,
-    and decoding is a little faster.
+    and decoding is a little faster. `huge_pages`: move the weights to huge pages, in the
+    background (Linux, a large model); `pages.wait()` says how many bytes were moved.
     """
 
     _decoder: DecoderRunner
@@ -46,17 +49,20 @@ class OnnxEngine(RowEngine):
         max_batch: int = 8,
         max_len: int | None = None,
         mass: bool = True,
+        huge_pages: bool = True,
     ) -> None:
         self._config = bundle.config
         self._slots = SlotTable.of_bundle(bundle.limits.max_model_len, max_batch, max_len)
         config = self._config
-        decoder = open_session(
-            bundle.file("decoder.onnx" if mass else "decoder_plain.onnx"),
-            decoder_inputs(config, mass=mass),
-            decoder_outputs(config, mass=mass),
-            threads=threads,
-            providers=providers,
-        )
+        self.pages = HugePages()
+        with self.pages.collecting() if huge_pages else nullcontext():
+            decoder = open_session(
+                bundle.file("decoder.onnx" if mass else "decoder_plain.onnx"),
+                decoder_inputs(config, mass=mass),
+                decoder_outputs(config, mass=mass),
+                threads=threads,
+                providers=providers,
+            )
         vision = open_session(
             bundle.file("vision.onnx"),
             vision_inputs(config),
