@@ -7,7 +7,7 @@ decoder with the peer's own builder in its own environment (`.venv-peers`), then
 decode in turns: batch 1, context 512, 16 tokens a turn, greedy. Also: what the mass costs of a
 decode step (the graph with it against the one without), what huge pages gain, and a `kv`
 re-injection of 256 tokens.
-All engines stay loaded, one works at a time.
+The engines that are compared stay loaded (4.5 GiB each), one works at a time.
 The peer's builder needs about 20 GiB at 36 layers; `--no-peer` leaves the peer out. Ends with
 one JSON line; exit code 6 when a gate fails.
 """
@@ -204,8 +204,11 @@ def main(
         python = str(PEER_VENV / "bin" / "python")
         workers["peer"] = Worker(python, script, str(peer_model), str(threads))
     workers["ours_mass"] = Worker(*command, "mass")
-    workers["small_pages"] = Worker(*command, "small_pages")
     runs = measure(workers, rounds)
+    for name in [n for n in workers if n != "ours"]:
+        workers.pop(name).close()
+    workers["small_pages"] = Worker(*command, "small_pages")
+    paged = measure(workers, rounds)
     asked = [workers["ours"].ask(reinject=REINJECT, context=CONTEXT) for _ in range(20)]
     times = [answer["reinject_s"] for answer in asked]
     memory = runs["ours"][-1]["memory"]
@@ -213,6 +216,8 @@ def main(
     for worker in workers.values():
         worker.close()
     result = summarise(runs, cost, times, memory)
+    result["rates"]["small_pages"] = rate(paged["small_pages"])
+    result["huge_pages_ratio"] = paired_ratio(paged["small_pages"], paged["ours"])
     result |= {"layers": layers, "block_size": block_size, "threads": threads, "rounds": rounds}
     result["machine"] = describe_machine()
     suffix = "" if layers == 36 else f"_{layers}_layers"
@@ -248,7 +253,6 @@ def summarise(
         "load_average": os.getloadavg()[0],
         "cpu_ratio": cpu_ratio,
         "mass_frac": mass,
-        "huge_pages_ratio": paired_ratio(runs["small_pages"], runs["ours"]),
         "reinject_tokens": REINJECT,
         "reinject_ms": reinject_ms,
         "memory_bytes": memory,
