@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from la_trt.lookworld import WorldConfig, generate_scene, sample
 from la_trt.model.weights import load_model
 from la_trt.processor.tokenizer import Vocabulary
 from la_trt.tags import ALL_TAGS
-from train.coldstart import SftConfig, Trainer, batch_loss, training_world
+from train.coldstart import SftConfig, Trainer, batch_loss, sft, training_world
 from train.dense import HEADS, dense_loss, dense_score, dense_targets
 from train.muon import StackedMuon, orthogonalise
 from train.precision import MasterWeights
+from train.pretrain import PretrainConfig, pretrain
 from train.questions import QuestionBatches
 from train.schedule import warmup_stable_decay
 from train.tokenizer import QWEN_CONTROLS
@@ -229,3 +231,17 @@ def test_loss_counts_only_learned_tokens(trained: tuple[Trainer, list[float]]) -
         changed["targets"] = torch.where(batch["targets"] == -100, -100, 0)
         _, other = batch_loss(model, None, changed, dense=0.0)
     assert float(other) > float(plain)
+
+
+def test_a_run_with_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    """From nothing, bit by bit: the tower, then the whole model; in one go or stopped between."""
+    first = PretrainConfig(steps=2, batch=2, warmup=1, save_every=1, num_validation=1)
+    stages = [replace(TRIAL, seed=5, steps=steps, decay_frac=0.0) for steps in (2, 4)]
+    exported: list[bytes] = []
+    for name, configs in {"once": stages[1:], "in two": stages}.items():
+        tower = pretrain(first, tmp_path / name / "pretrain")
+        for config in configs:
+            checkpoint = sft(config, tmp_path / name / "sft", tower)
+            exported.append((checkpoint / "model.safetensors").read_bytes())
+    once, after_two, after_four = exported
+    assert once == after_four != after_two
