@@ -100,7 +100,7 @@ def score(model: LookAgain, samples: Sequence[Sample], config: EvalConfig) -> fl
 def _open_bundle(ckpt: Path, quant: Any, block_size: int, directory: Path) -> LookAgain:
     path = directory / quant
     build(ckpt, path, quant=quant, block_size=block_size)
-    return LookAgain.from_bundle(path, max_batch=BATCH)
+    return LookAgain.from_bundle(path, backend="onnx", max_batch=BATCH)
 
 
 @click.command(help=__doc__)

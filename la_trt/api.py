@@ -34,6 +34,8 @@ from la_trt.reattention.policy import Policy, resolve_policy
 from la_trt.sampling import SamplingParams
 from la_trt.session import DEFAULT_PREFILL_CHUNK, Session
 
+Backend = Literal["auto", "onnx", "native", "tensorrt"]
+_ONNX_ALONE = ("mass", "huge_pages")
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -134,14 +136,17 @@ class LookAgain:
         cls,
         path: Path | str,
         *,
-        backend: Literal["onnx", "native", "tensorrt"] = "onnx",
+        backend: Backend = "auto",
         limits: Limits | None = None,
         verify: bool = True,
         **options: Any,
     ) -> LookAgain:
-        """The model in a bundle, on ONNX Runtime or on the compiled CPU kernels.
+        """The model in a bundle.
 
-        `options` go to `OnnxEngine` or `NativeEngine`. Raises BundleError, MachineError.
+        `backend` "auto": the compiled CPU kernels where they are installed and the bundle has
+        weights for them, else ONNX Runtime. `options` go to the engine; `mass` and `huge_pages`
+        are of `OnnxEngine`, and left out where "auto" takes the kernels, whose mass is always
+        there. Raises BundleError, MachineError.
         """
         engine, processor, ends = _open_bundle(path, backend, limits, verify=verify, **options)
         return cls(engine, processor, eos_token_ids=ends)
@@ -244,22 +249,27 @@ class LookAgain:
 
 def _open_bundle(
     path: Path | str,
-    backend: Literal["onnx", "native", "tensorrt"],
+    backend: Backend,
     limits: Limits | None,
     *,
     verify: bool,
     **options: Any,
 ) -> tuple[Engine, Processor, frozenset[int]]:
     """A bundle's engine, processor and end tokens."""
+    from la_trt.engines.native import is_native
     from la_trt.files.bundle import open_bundle
 
     bundle = open_bundle(path, verify=verify)
     processor = Processor.from_pretrained(bundle.path, limits)
+    if backend == "auto":
+        backend = "native" if is_native(bundle) else "onnx"
+        if backend == "native":
+            options = {k: v for k, v in options.items() if k not in _ONNX_ALONE}
     engine = _bundle_engine(backend)(bundle, **options)
     return engine, processor, end_tokens(bundle.config, processor, bundle.path)
 
 
-def _bundle_engine(backend: Literal["onnx", "native", "tensorrt"]) -> Callable[..., Engine]:
+def _bundle_engine(backend: Backend) -> Callable[..., Engine]:
     if backend == "native":
         from la_trt.engines.native import NativeEngine
 

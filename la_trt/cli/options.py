@@ -75,7 +75,7 @@ def source_options(function: Callable[P, R]) -> Callable[P, R]:
                 default="auto",
                 help="Engine: onnx, native (compiled CPU kernels) and tensorrt (bundles built for "
                 "this GPU; has not run on one yet) run bundles, torch runs checkpoints.  "
-                "[default: onnx for bundles]",
+                "[default: native for bundles where it is installed, else onnx]",
             ),
             click.option(
                 "--threads",

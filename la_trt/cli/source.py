@@ -64,7 +64,7 @@ class Source:
     def open(self, limits: Limits | None = None, *, mass: bool = True) -> LookAgain:
         """The model, loaded. Raises BundleError, CheckpointError, MachineError, UsageError.
 
-        `mass`: without, a bundle decodes a little faster, and no generation may need the mass.
+        `mass`: without, ONNX Runtime decodes a little faster, and no generation may need it.
         """
         from la_trt.api import LookAgain
 
@@ -75,9 +75,8 @@ class Source:
             options["max_len"] = self.max_model_len
         if self.runs_torch:
             return LookAgain.from_checkpoint(self.ckpt or shipped(), limits=limits, **options)
-        if self.backend in ("native", "tensorrt"):
-            options["backend"] = self.backend
-        else:
+        options["backend"] = self.backend
+        if self.backend in ("auto", "onnx"):
             options["mass"] = mass
         if self.engine is None:
             return _open_shipped(limits, options)

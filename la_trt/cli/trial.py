@@ -110,7 +110,7 @@ def _open_onnx(work: Path) -> LookAgain:
 
     with progress_bar("building the shipped model") as progress:
         build(shipped(), work / "bundle", progress=progress)
-    return LookAgain.from_bundle(work / "bundle", max_batch=1)
+    return LookAgain.from_bundle(work / "bundle", backend="onnx", max_batch=1)
 
 
 def _open_native(work: Path) -> LookAgain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -43,6 +44,11 @@ def load_module() -> Any:
             "install la-trt where a C++ compiler is, or use --backend onnx",
             name="E_NO_NATIVE",
         ) from None
+
+
+def is_native(bundle: Bundle) -> bool:
+    """Whether the compiled kernels are installed and the bundle has weights for them."""
+    return find_spec("la_trt._native") is not None and WEIGHTS in bundle
 
 
 class NativeEngine:

@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from la_trt.cli.terminal import AnswerPrinter
 from la_trt.events import ReflectionEvent, ReinjectEvent, TokenEvent
 from tests.cli.conftest import RunCli
 
+DEFAULT = "native" if find_spec("la_trt._native") else "onnx"
 MARK = re.compile(r"\[looks again: (\d+) visual tokens \((\w+), (\w+), [\d.]+ ms\)\]")
 
 
@@ -91,7 +93,11 @@ def test_json_is_one_object_of_the_published_shape(
         "timing",
     ]
     assert facts["text"] == "<REFLECTION>" * 3 and facts["conclusion"] == ""
-    assert (facts["finish_reason"], facts["engine"], facts["policy"]) == ("length", "onnx", "route")
+    assert (facts["finish_reason"], facts["engine"], facts["policy"]) == (
+        "length",
+        DEFAULT,
+        "route",
+    )
     assert len(facts["tokens"]) == 3 and len(set(facts["tokens"])) == 1
     keys = ["step", "kind", "select", "num_tokens", "ms", "skipped"]
     assert [list(r) for r in facts["reinjections"]] == [keys, keys]
@@ -103,7 +109,7 @@ def test_json_is_one_object_of_the_published_shape(
         "total_ms",
     ]
     assert all(value >= 0 for value in facts["timing"].values())
-    assert "first token" in outcome.err and "onnx, route" in outcome.err
+    assert "first token" in outcome.err and f"{DEFAULT}, route" in outcome.err
 
 
 def test_baselines_put_nothing_in(cli: RunCli, reflecting: Path, picture: Path) -> None:
@@ -170,9 +176,20 @@ def test_a_checkpoint_as_it_is(
     pytest.importorskip("torch")
     ask = ("--image", picture, "--prompt", "Hi", "--max-tokens", 3, "--json")
     torch = json.loads(cli("infer", "--ckpt", reflecting_checkpoint, *ask).out)
-    onnx = json.loads(cli("infer", "--engine", reflecting, *ask).out)
-    assert (torch["engine"], onnx["engine"]) == ("torch", "onnx")
-    assert torch["tokens"] == onnx["tokens"] and torch["usage"] == onnx["usage"]
+    assert torch["engine"] == "torch"
+    for backend in ("onnx", "auto"):
+        outcome = cli("infer", "--engine", reflecting, "--backend", backend, *ask)
+        built = json.loads(outcome.out)
+        assert built["engine"] == (DEFAULT if backend == "auto" else backend)
+        assert torch["tokens"] == built["tokens"] and torch["usage"] == built["usage"]
+
+
+def test_without_the_kernels_onnx_runtime_answers(
+    cli: RunCli, reflecting: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("la_trt.engines.native.find_spec", lambda name: None)
+    ask = ("--image", picture, "--prompt", "Hi", "--max-tokens", 2, "--json")
+    assert json.loads(cli("infer", "--engine", reflecting, *ask).out)["engine"] == "onnx"
 
 
 def test_the_shipped_model_is_built_once(cli: RunCli, shipped: Path, picture: Path) -> None:

@@ -66,7 +66,7 @@ def test_bundle_is_complete_and_answers(checkpoint: Path, quant: str, tmp_path: 
         done = [d for s, d, _ in seen if s == stage]
         assert done == sorted(done)
         assert all(0 <= d <= t for s, d, t in seen if s == stage)
-    la = LookAgain.from_bundle(bundle.path, threads=1)
+    la = LookAgain.from_bundle(bundle.path, backend="onnx", threads=1)
     result = la.generate([Image.new("RGB", (90, 60), "red")], "How many?", max_tokens=5)
     assert 1 <= len(result.tokens) <= 5
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[LookAgain, LookAgain]:
     path: Path = tmp_path_factory.mktemp("bundle") / "b"
     build(CHECKPOINT, path)
-    exact = LookAgain.from_bundle(path, threads=1, max_batch=4)
+    exact = LookAgain.from_bundle(path, backend="onnx", threads=1, max_batch=4)
     return LookAgain.from_checkpoint(CHECKPOINT, max_batch=4, threads=1), exact
 
 
