@@ -15,6 +15,7 @@ CSRC = ROOT / "csrc"
 SOURCE = CSRC / "kernels" / "cuda"
 BUILD = ROOT / "build" / "cuda"
 PROGRAM = BUILD / "latrt_cuda_tests"
+TURING = BUILD / "latrt_cuda_tests_turing"  # the kernels that differ on capability 7.5
 TIMEOUT_S = 600
 
 # The tests' names begin with these; each with the kernels that it runs.
@@ -28,6 +29,9 @@ GROUPS = (
     "route_select",
     "sample",
 )
+TURING_GROUPS = GROUPS[:3]
+PROGRAMS = tuple((PROGRAM, g) for g in GROUPS) + tuple((TURING, g) for g in TURING_GROUPS)
+PROGRAM_IDS = tuple(f"{p.name.removeprefix('latrt_cuda_tests')}{g}" for p, g in PROGRAMS)
 
 
 def missing() -> str:
@@ -38,18 +42,18 @@ def missing() -> str:
     return next((tool for tool in ("cmake", "nvcc") if not shutil.which(tool)), "")
 
 
-def build() -> Path:
-    """The test program, compiled anew where a source changed; one process at a time."""
+def build() -> None:
+    """The test programs, compiled anew where a source changed; one process at a time."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
             ["cmake", "-S", str(SOURCE), "-B", str(BUILD)],
-            ["cmake", "--build", str(BUILD), "--target", "latrt_cuda_tests", "--parallel", "2"],
+            ["cmake", "--build", str(BUILD), "--parallel", "2", "--target"]
+            + [program.name for program in (PROGRAM, TURING)],
         ):
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return PROGRAM
 
 
 def run(*args: str, program: Path = PROGRAM) -> subprocess.CompletedProcess[str]:
@@ -58,9 +62,9 @@ def run(*args: str, program: Path = PROGRAM) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
-def sites(group: str) -> list[str]:
+def sites(group: str, program: Path = PROGRAM) -> list[str]:
     """Every synchronisation, "file:line", that the tests of a group pass."""
-    output = run(f"{group}_", "--sites").stdout
+    output = run(f"{group}_", "--sites", program=program).stdout
     return [line.split()[1] for line in output.splitlines() if line.startswith("site ")]
 
 
@@ -76,6 +80,7 @@ class Mutant:
     new: str
     kernel: str
     group: str
+    program: Path = PROGRAM
 
     def survives(self, folder: Path) -> str:
         """Nothing where the tests fail; otherwise what they printed."""
@@ -87,13 +92,18 @@ class Mutant:
             shutil.copy(SOURCE / name, overlay / name)
         (overlay / self.file).write_text(text.replace(self.old, self.new))
         entries = json.loads((BUILD / "compile_commands.json").read_text())
-        entry = next(e for e in entries if e["file"] == str(SOURCE / f"{self.kernel}.cu"))
+        ours = f"/{self.program.name}.dir/"
+        entry = next(
+            e
+            for e in entries
+            if e["file"] == str(SOURCE / f"{self.kernel}.cu") and ours in e["command"]
+        )
         command = entry["command"].replace(f"-I{CSRC}", f"-I{folder} -I{CSRC}")
         command = command.replace(entry["file"], str(overlay / f"{self.kernel}.cu"))
         arguments = [a for a in command.split() if not a.startswith("-O")]
         arguments[arguments.index("-o") + 1] = str(folder / "mutant.o")
         _check(arguments, BUILD)
-        objects = sorted((BUILD / "CMakeFiles" / "latrt_cuda_tests.dir").rglob("*.o"))
+        objects = sorted((BUILD / "CMakeFiles" / f"{self.program.name}.dir").rglob("*.o"))
         others = [str(o) for o in objects if o.name != f"{self.kernel}.cu.o"]
         program = folder / "mutant"
         # First, so that its copy of a template that other kernels share is the one linked.

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.cuda.emulated import Mutant, build
+from tests.cuda.emulated import TURING, Mutant, build
 
 _DECODE, _PREFILL = "attention_decode", "attention_prefill"
 
@@ -19,6 +19,10 @@ _DECODE, _PREFILL = "attention_decode", "attention_prefill"
 def _mutant(file: str, old: str, new: str, kernel: str = "", group: str = "") -> Mutant:
     stem = kernel or file.removesuffix(".cu")
     return Mutant(file=file, old=old, new=new, kernel=stem, group=group or stem)
+
+
+def _turing(old: str, new: str, kernel: str, file: str = "turing.cuh") -> Mutant:
+    return Mutant(file=file, old=old, new=new, kernel=kernel, group=kernel, program=TURING)
 
 
 MUTANTS = (
@@ -88,7 +92,20 @@ MUTANTS = (
     _mutant("sample.cu", "a.index < b.index", "a.index > b.index"),
     _mutant("sample.cu", "if (distance < last) sum +=", "if (distance <= last) sum +="),
     _mutant("sample.cu", "ties_left -= population(tied);", ""),
+    _mutant("sample.cu", "if (i == banned) return kFarthest;", ""),
+    _mutant("sample.cu", "logits[banned] > best.score", "logits[banned] > 1e30f"),
+    _mutant("sample.cu", "if (i != banned || !finite)", "if (i != banned)"),
+    _mutant("sample.cu", "{logits, result.best, 1, -1}", "{logits, result.best, 1, banned}"),
     _mutant("sample.cu", "ties_left -= i < warp ? taken : 0;", ""),
+    # Capability 7.5.
+    _turing("a[2], a[3], b[1]", "a[2], a[3], b[0]", _DECODE),
+    _turing("a[0], a[1], b[0]", "a[0], a[2], b[0]", _PREFILL),
+    _turing(
+        "*static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0)",
+        "*static_cast<const uint4*>(from) : make_uint4(0x7e007e00, 0, 0, 0)",
+        "attention_vision",
+    ),
+    _turing("key + kAhead * kStepKeys", "key + kStepKeys", _DECODE, f"{_DECODE}.cu"),
 )
 ORDINARY = (0, 10, 21)  # the numbers that the ordinary tests run
 

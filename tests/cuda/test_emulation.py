@@ -31,29 +31,38 @@ def _built() -> None:
     emulated.build()
 
 
-@pytest.mark.parametrize("group", emulated.GROUPS)
+each_group = pytest.mark.parametrize(
+    ("program", "group"), emulated.PROGRAMS, ids=emulated.PROGRAM_IDS
+)
+
+
+@each_group
 @pytest.mark.parametrize("seed", [0, 1000])
-def test_the_kernels_equal_their_references(group: str, seed: int) -> None:
-    done = emulated.run(f"{group}_", "--seed", str(seed))
+def test_the_kernels_equal_their_references(program: Path, group: str, seed: int) -> None:
+    done = emulated.run(f"{group}_", "--seed", str(seed), program=program)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-@pytest.mark.parametrize("group", emulated.GROUPS)
-def test_every_barrier_is_needed(group: str) -> None:
+@each_group
+def test_every_barrier_is_needed(program: Path, group: str) -> None:
     """Each synchronisation that is left out makes a test fail."""
-    unnoticed = [site for site in emulated.sites(group) if not _noticed(group, site)]
-    assert [site for site in unnoticed if not _excused(group, site)] == []
+    sites = emulated.sites(group, program)
+    assert sites
+    unnoticed = [site for site in sites if not _noticed(program, group, site)]
+    assert [site for site in unnoticed if not _excused(program, group, site)] == []
 
 
-def _noticed(group: str, site: str) -> bool:
+def _noticed(program: Path, group: str, site: str) -> bool:
     efforts = ("1", "4")
     return any(
-        emulated.run(f"{group}_", "--stop", "--effort", e, "--without", site).returncode
+        emulated.run(
+            f"{group}_", "--stop", "--effort", e, "--without", site, program=program
+        ).returncode
         for e in efforts
     )
 
 
-def _excused(group: str, site: str) -> bool:
+def _excused(program: Path, group: str, site: str) -> bool:
     name, line = site.split(":")
     text = (emulated.SOURCE / name).read_text().splitlines()[int(line) - 1].strip()
     if text in UNNOTICED.get(name, ()):
@@ -61,7 +70,9 @@ def _excused(group: str, site: str) -> bool:
     # Prefill combines few splits, all by the first warp: decode is where this one matters.
     between_reductions = name == "attention_finish.cuh" and text == "sync_threads();"
     return (
-        group == "attention_prefill" and between_reductions and _noticed("attention_decode", site)
+        group == "attention_prefill"
+        and between_reductions
+        and _noticed(program, "attention_decode", site)
     )
 
 

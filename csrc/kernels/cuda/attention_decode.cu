@@ -13,19 +13,21 @@ constexpr int kKeptSteps = 4;                  // steps whose scores are kept be
 constexpr int kKeptKeys = kKeptSteps * kStepKeys;  // written out
 constexpr int kKeptStride = kKeptKeys + 4;         // banks: four pairs of heads by eight keys
 
-// Shared memory of a warp: two stages of copies, of codes or of the values themselves.
+// Shared memory of a warp: stages of copies, of codes or of the values themselves.
 template <class Act, KvType kType, int kDim>
 struct WarpTile {
     using Rows = KvRows<Act, kType, kWarpKeys, kDim, 32>;
     static constexpr int kStageBytes = 2 * (Rows::kCodes ? Rows::kRawBytes : Rows::kBytes);
-    static constexpr int kBytes = 2 * kStageBytes + (Rows::kCodes ? 2 * Rows::kBytes : 0);
-    static_assert(kBytes >= kHeads * kDim * 4, "the partial sums take this place at the end");
+    static constexpr int kDecodedBytes = Rows::kCodes ? 2 * Rows::kBytes : 0;
+    static constexpr int kBytes = kCopyStages * kStageBytes + kDecodedBytes;
+    static_assert(kStageBytes + kDecodedBytes >= kHeads * kDim * 4,
+                  "the partial sums take this place at the end");
 
     unsigned char* base;
     const void *k, *v;
     const float *k_scale, *v_scale;
 
-    __device__ unsigned char* stage(int i) const { return base + i % 2 * kStageBytes; }
+    __device__ unsigned char* stage(int i) const { return base + i % kCopyStages * kStageBytes; }
     __device__ void fetch(int i, int row, int end, int lane) const {
         if (row < end) {
             Rows::fetch(stage(i), k, k_scale, kDim, row, end, lane);
@@ -36,7 +38,7 @@ struct WarpTile {
     // K and V of stage i, (kWarpKeys, Rows::kStride) each, once its copies have landed.
     __device__ Act* keys(int i, int lane) const {
         if constexpr (!Rows::kCodes) return reinterpret_cast<Act*>(stage(i));
-        auto* to = reinterpret_cast<Act*>(base + 2 * kStageBytes);
+        auto* to = reinterpret_cast<Act*>(base + kCopyStages * kStageBytes);
         if constexpr (Rows::kCodes) {
             Rows::expand(to, stage(i), lane);
             Rows::expand(to + kWarpKeys * Rows::kStride, stage(i) + kStageBytes / 2, lane);
@@ -199,11 +201,12 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     const bool keep = p.mass.visual_index != nullptr;
     const int steps = ceil_div(end - first, kStepKeys), own = first + warp * kWarpKeys;
     Softmax<kDim> softmax;
-    tile.fetch(0, own, end, lane);
+    constexpr int kAhead = kCopyStages - 1;
+    for (int i = 0; i < kAhead; ++i) tile.fetch(i, own + i * kStepKeys, end, lane);
     for (int step = 0; step < steps; ++step) {
         const int key = own + step * kStepKeys;
-        tile.fetch(step + 1, key + kStepKeys, end, lane);
-        wait_copies<1>();
+        tile.fetch(step + kAhead, key + kAhead * kStepKeys, end, lane);
+        wait_copies<kAhead>();
         sync_warp();
         if (key < end) {
             const Act* keys = tile.keys(step, lane);
@@ -273,8 +276,9 @@ cudaError_t run(const AttentionDecodeParams& p, cudaStream_t stream) {
                     static_cast<unsigned>(p.sequences.batch));
     const size_t kept =
         p.mass.visual_index == nullptr ? 0 : kHeads * kKeptStride * sizeof(float);
-    const size_t shared = kWarps * WarpTile<Act, kType, kDim>::kBytes +
-                          kWarps * kHeads * sizeof(float2) + kept;
+    using Tile = WarpTile<Act, kType, kDim>;  // whose kBytes are not those of every device
+    const int tile_bytes = copy_stages() * Tile::kStageBytes + Tile::kDecodedBytes;
+    const size_t shared = kWarps * tile_bytes + kWarps * kHeads * sizeof(float2) + kept;
     const cudaError_t error = launch(attention_decode<Act, kType, kDim>, grid, dim3(kWarps * 32),
                                      shared, stream, p, partial);
     if (error != cudaSuccess) return error;
@@ -311,6 +315,7 @@ cudaError_t launch_attention_decode(const AttentionDecodeParams& p, cudaStream_t
         p.sequences.max_kv_len < 1 || p.ldq % 8 != 0 || p.ldo % 8 != 0) {
         return cudaErrorInvalidValue;
     }
+    if (!multiplies(p.type)) return cudaErrorNotSupported;
     return p.type == ActType::f16 ? run_act<__half, KvType::f16>(p, stream)
                                   : run_act<__nv_bfloat16, KvType::bf16>(p, stream);
 }

@@ -24,7 +24,8 @@ struct AttentionDecodeParams {
 // Bytes of workspace; depends on B, H, K, D, N, max_kv_len and num_sms alone.
 size_t attention_decode_workspace(const AttentionDecodeParams& p);
 
-// cudaErrorInvalidValue for sizes and types without a kernel.
+// cudaErrorInvalidValue for sizes and types without a kernel; cudaErrorNotSupported for bf16 before
+// capability 8.0.
 cudaError_t launch_attention_decode(const AttentionDecodeParams& p, cudaStream_t stream);
 
 }  // namespace latrt::cuda

@@ -24,7 +24,7 @@ __device__ __forceinline__ void write_partial(const RowSums<kDim>& rows, int i,
 // heads, the heads of a token together, so that a tile's K and V serve them all. The last tiles
 // see most keys and go first.
 template <class Act, KvType kType, int kDim>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 1)
     attention_prefill(AttentionPrefillParams p, Partial partial) {
     const int b = blockIdx.z, kv_head = blockIdx.y, group = p.num_heads / p.cache.num_kv_heads;
     const int split = blockIdx.x % partial.num_splits;
@@ -166,6 +166,7 @@ cudaError_t launch_attention_prefill(const AttentionPrefillParams& p, cudaStream
         p.ldq % 8 != 0 || p.ldo % 8 != 0) {
         return cudaErrorInvalidValue;
     }
+    if (!multiplies(p.type)) return cudaErrorNotSupported;
     return p.type == ActType::f16 ? run_act<__half, KvType::f16>(p, stream)
                                   : run_act<__nv_bfloat16, KvType::bf16>(p, stream);
 }

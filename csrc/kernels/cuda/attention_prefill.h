@@ -24,7 +24,8 @@ struct AttentionPrefillParams {
 // Bytes of workspace; depends on B, S, H, K, D, N, max_kv_len and num_sms alone.
 size_t attention_prefill_workspace(const AttentionPrefillParams& p);
 
-// cudaErrorInvalidValue for sizes and types without a kernel.
+// cudaErrorInvalidValue for sizes and types without a kernel; cudaErrorNotSupported for bf16 before
+// capability 8.0.
 cudaError_t launch_attention_prefill(const AttentionPrefillParams& p, cudaStream_t stream);
 
 }  // namespace latrt::cuda

@@ -67,6 +67,7 @@ cudaError_t launch_attention_vision(const AttentionVisionParams& p, cudaStream_t
     if (p.ldq % 8 != 0 || p.ldk % 8 != 0 || p.ldv % 8 != 0 || p.ldo % 8 != 0) {
         return cudaErrorInvalidValue;
     }
+    if (!multiplies(p.type)) return cudaErrorNotSupported;
     return p.type == ActType::f16 ? run_act<__half>(p, stream) : run_act<__nv_bfloat16>(p, stream);
 }
 

@@ -21,6 +21,8 @@ struct AttentionVisionParams {
     int64_t ldq, ldk, ldv, ldo;  // elements, multiples of 8
 };
 
+// cudaErrorInvalidValue for sizes without a kernel; cudaErrorNotSupported for bf16 before
+// capability 8.0.
 cudaError_t launch_attention_vision(const AttentionVisionParams& p, cudaStream_t stream);
 
 }  // namespace latrt::cuda

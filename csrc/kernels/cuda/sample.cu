@@ -25,14 +25,17 @@ struct Shared {
     Weight weight[kWarps];
     int ties[kWarps];
     Weight total;
+    Weight plain_total;
 };
 
-// The scores of a row at a temperature.
+// The scores of a row at a temperature, those of the banned token at the far end.
 struct Row {
     const float* logits;
     float best, per_temperature;
+    int banned;  // -1: none
 
     __device__ Distance distance(int i) const {
+        if (i == banned) return kFarthest;
         const float below = (best - logits[i]) * per_temperature;
         return below < 32 ? static_cast<Distance>(below * 0x1p27f) : kFarthest;
     }
@@ -52,9 +55,13 @@ __device__ __forceinline__ Best better(Best a, Best b) {
     return first ? a : b;
 }
 
-__device__ Best best_of(const float* logits, int count, Shared& shared) {
+// The best that is not banned; NaN where any logit is not finite.
+__device__ Best best_of(const float* logits, int count, int banned, Shared& shared) {
     Best best = {-kInfinity, count};
-    for (int i = threadIdx.x; i < count; i += kThreads) best = better(best, {logits[i], i});
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+        const bool finite = fabsf(logits[i]) < kInfinity;
+        if (i != banned || !finite) best = better(best, {finite ? logits[i] : nanf(""), i});
+    }
     for (int mask = 16; mask > 0; mask /= 2) {
         const Best other = {shuffle_xor(best.score, mask), shuffle_xor(best.index, mask)};
         best = better(best, other);
@@ -80,9 +87,9 @@ __device__ Cut cut_by_count(const Row& row, int count, int top_k, Shared& shared
     return {found.key, top_k - static_cast<int>(found.below)};
 }
 
-// Sum of the weights of the tokens nearer than `last`.
-__device__ Weight weight_before(const Row& row, int count, Distance last, Shared& shared) {
-    if (threadIdx.x == 0) shared.total = 0;
+// Sum of the weights of the tokens nearer than `last`, by way of `shared_sum`.
+__device__ Weight weight_before(const Row& row, int count, Distance last, Weight& shared_sum) {
+    if (threadIdx.x == 0) shared_sum = 0;
     sync_threads();
     Weight sum = 0;
     for (int i = threadIdx.x; i < count; i += kThreads) {
@@ -90,10 +97,29 @@ __device__ Weight weight_before(const Row& row, int count, Distance last, Shared
         if (distance < last) sum += weight_of(distance);
     }
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    if (threadIdx.x % 32 == 0) atomic_add(&shared.total, sum);
+    if (threadIdx.x % 32 == 0) atomic_add(&shared_sum, sum);
     sync_threads();
-    return shared.total;
+    return shared_sum;
 }
+
+// Where the results of a row go. `total`: of all weights at temperature 1, against `best`.
+struct Result {
+    int64_t* token;
+    float* logprob;  // or null
+    const float* logits;
+    float best;
+    Weight total;
+
+    __device__ void write(int index) const {
+        *token = index;
+        if (logprob == nullptr) return;
+        *logprob = logits[index] - best - logf(static_cast<float>(total) * 0x1p-40f);
+    }
+    __device__ void write_none() const {
+        *token = -1;
+        if (logprob != nullptr) *logprob = nanf("");
+    }
+};
 
 // The fewest nearest tokens within `cut`, whose weight is `total`, that have `top_p` of it.
 __device__ Cut cut_by_weight(const Row& row, int count, Cut cut, Weight total, float top_p,
@@ -114,7 +140,7 @@ __device__ Cut cut_by_weight(const Row& row, int count, Cut cut, Weight total, f
 // The token at which the weights within `cut`, summed in the order of indices, exceed `drawn`.
 // Each warp has a range of indices; the one that holds the token searches it.
 __device__ void find_drawn(const Row& row, int count, Cut cut, Weight drawn, Shared& shared,
-                           int64_t* token) {
+                           const Result& result) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int share = (count + kThreads - 1) / kThreads * 32;
     const int first = warp * share, end = first + share < count ? first + share : count;
@@ -152,7 +178,7 @@ __device__ void find_drawn(const Row& row, int count, Cut cut, Weight drawn, Sha
             const Weight other = shuffle_up(upto, delta);
             upto += lane >= delta ? other : 0;
         }
-        if (drawn >= before + upto - own && drawn < before + upto) *token = i;
+        if (drawn >= before + upto - own && drawn < before + upto) result.write(i);
         before += shuffle(upto, 31);
         ties_left -= population(tied);
         if (ties_left < 0) ties_left = 0;
@@ -164,27 +190,39 @@ __global__ void __launch_bounds__(kThreads, 1) sample(SampleParams p) {
     auto& shared = *reinterpret_cast<Shared*>(dynamic_shared());
     const int b = blockIdx.x, count = p.vocab_size;
     const float* logits = p.logits + b * p.ld;
-    const Best best = best_of(logits, count, shared);
+    const int banned = p.banned == nullptr ? -1 : static_cast<int>(p.banned[b]);
+    const Best best = best_of(logits, count, banned, shared);
     const float temperature = p.temperature == nullptr ? 0 : p.temperature[b];
     const bool usable = best.score > -kInfinity && best.score < kInfinity;
-    if (!usable || temperature == 0) {
-        if (threadIdx.x == 0) p.token[b] = usable ? best.index : -1;
+    Result result = {p.token + b, p.logprob == nullptr ? nullptr : p.logprob + b, logits,
+                     best.score, 0};
+    if (!usable) {
+        if (threadIdx.x == 0) result.write_none();
         return;
     }
-    const Row row = {logits, best.score, 1 / temperature};
+    if (p.logprob != nullptr) {
+        if (banned >= 0 && logits[banned] > best.score) result.best = logits[banned];
+        const Row plain = {logits, result.best, 1, -1};
+        result.total = weight_before(plain, count, kFarthest, shared.plain_total);
+    }
+    if (temperature == 0) {
+        if (threadIdx.x == 0) result.write(best.index);
+        return;
+    }
+    const Row row = {logits, best.score, 1 / temperature, banned};
     const int top_k = p.top_k == nullptr ? 0 : p.top_k[b];
     const float top_p = p.top_p == nullptr ? 1 : p.top_p[b];
     Cut cut = {kFarthest, 0};
     if (top_k > 0 && top_k < count) cut = cut_by_count(row, count, top_k, shared);
     Weight total =
-        weight_before(row, count, cut.last, shared) + weight_of(cut.last) * cut.num_ties;
+        weight_before(row, count, cut.last, shared.total) + weight_of(cut.last) * cut.num_ties;
     if (top_p < 1) {
         cut = cut_by_weight(row, count, cut, total, top_p, shared);
-        total = weight_before(row, count, cut.last, shared) + weight_of(cut.last) * cut.num_ties;
+        total = weight_before(row, count, cut.last, shared.total) + weight_of(cut.last) * cut.num_ties;
     }
     Weight drawn = static_cast<Weight>(p.uniform[b] * static_cast<double>(total));
     if (drawn >= total) drawn = total - 1;
-    find_drawn(row, count, cut, drawn, shared, p.token + b);
+    find_drawn(row, count, cut, drawn, shared, result);
 }
 
 }  // namespace

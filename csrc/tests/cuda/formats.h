@@ -62,6 +62,13 @@ struct Acts {
     }
 };
 
+// Whether the device that is emulated multiplies bf16; else cases with it are f16.
+#ifdef LATRT_EMULATED_TURING
+inline constexpr bool kBf16 = false;
+#else
+inline constexpr bool kBf16 = true;
+#endif
+
 inline bool is_codes(KvType type) {
     return type == KvType::int8 || type == KvType::e4m3;
 }

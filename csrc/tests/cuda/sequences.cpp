@@ -6,7 +6,7 @@ AttentionCase::AttentionCase(uint64_t seed, int head_dim, int most_tokens, int m
     Random random(seed);
     const int batch = random.integer(1, 3);
     dim = head_dim;
-    type = random.bits() % 2 ? ActType::f16 : ActType::bf16;
+    type = random.bits() % 2 || !kBf16 ? ActType::f16 : ActType::bf16;
     const KvType plain = type == ActType::f16 ? KvType::f16 : KvType::bf16;
     const KvType kv = std::vector<KvType>{plain, KvType::int8, KvType::e4m3}[seed % 3];
     num_kv_heads = random.integer(1, 2);

@@ -4,25 +4,32 @@
 #include "tests/cuda/sequences.h"
 
 using namespace latrt;
+using test::ActType;
 using test::AttentionCase;
+using test::KvType;
 
 namespace {
+
+// What the case launches, but for the workspace.
+cuda::AttentionDecodeParams params(AttentionCase& c) {
+    return {c.q->bits.data(),
+            c.out->bits.data(),
+            c.cache(),
+            c.sequences,
+            c.mass_params(c.num_visual()),
+            nullptr,
+            c.type,
+            c.num_heads,
+            c.num_sms,
+            1 / std::sqrt(float(c.dim)),
+            int64_t(c.q->ld),
+            int64_t(c.out->ld)};
+}
 
 void check(uint64_t seed, int dim, int most_keys, int num_sms = 0) {
     AttentionCase c(seed, dim, 1, most_keys);
     if (num_sms != 0) c.num_sms = num_sms;
-    cuda::AttentionDecodeParams p = {c.q->bits.data(),
-                                     c.out->bits.data(),
-                                     c.cache(),
-                                     c.sequences,
-                                     c.mass_params(c.num_visual()),
-                                     nullptr,
-                                     c.type,
-                                     c.num_heads,
-                                     c.num_sms,
-                                     1 / std::sqrt(float(dim)),
-                                     int64_t(c.q->ld),
-                                     int64_t(c.out->ld)};
+    cuda::AttentionDecodeParams p = params(c);
     test::Buffer<uint8_t> workspace(cuda::attention_decode_workspace(p));
     p.workspace = workspace.data();
     CHECK(cuda::launch_attention_decode(p, nullptr) == cudaSuccess);
@@ -52,3 +59,15 @@ TEST(attention_decode_keeps_the_scores_of_long_splits) {
         check(test::seed() + 80 + uint64_t(i), 64, 900, 1);
     }
 }
+
+#ifdef LATRT_EMULATED_TURING
+TEST(attention_decode_refuses_bf16) {
+    AttentionCase c(test::seed(), 64, 1, 30);
+    c.type = ActType::bf16;
+    c.k->type = c.v->type = KvType::bf16;
+    cuda::AttentionDecodeParams p = params(c);
+    test::Buffer<uint8_t> workspace(cuda::attention_decode_workspace(p));
+    p.workspace = workspace.data();
+    CHECK(cuda::launch_attention_decode(p, nullptr) == cudaErrorNotSupported);
+}
+#endif

@@ -13,7 +13,7 @@ namespace {
 
 void check(uint64_t seed, int dim) {
     test::Random random(seed);
-    const ActType type = random.bits() % 2 ? ActType::f16 : ActType::bf16;
+    const ActType type = random.bits() % 2 || !test::kBf16 ? ActType::f16 : ActType::bf16;
     const int windows = random.integer(1, 4), heads = random.integer(1, 3);
     const bool packed = random.bits() % 2;
     std::vector<int32_t> lengths, starts;
@@ -77,4 +77,13 @@ TEST(attention_vision_equals_the_reference) {
     for (int i = 0; i < test::repeats(9); ++i) {
         check(test::seed() + uint64_t(i), std::vector<int>{64, 80, 128}[i % 3]);
     }
+}
+
+TEST(attention_vision_refuses_bf16_where_nothing_multiplies_it) {
+    Buffer<uint16_t> rows(size_t{64});
+    const auto status = cuda::launch_attention_vision(
+        {rows.data(), rows.data(), rows.data(), rows.data(), nullptr, nullptr, ActType::bf16, 1, 1,
+         1, 64, 0.125f, 64, 64, 64, 64},
+        nullptr);
+    CHECK(status == (test::kBf16 ? cudaSuccess : cudaErrorNotSupported));
 }

@@ -13,13 +13,29 @@ using test::Buffer;
 
 namespace {
 
-// What can be drawn, as the definitions read: (token, probability) ascending by token. The order
-// is temperature, top-k, top-p; ties to the lower index.
-std::vector<std::pair<int, double>> candidates(const float* logits, int vocab, double temperature,
-                                               int top_k, double top_p) {
-    const float best = *std::max_element(logits, logits + vocab);
+// The logarithm of a token's share of all at temperature 1.
+double log_share(const float* logits, int vocab, int64_t token) {
+    const double best = *std::max_element(logits, logits + vocab);
+    double total = 0;
+    for (int i = 0; i < vocab; ++i) total += std::exp(logits[i] - best);
+    return logits[token] - best - std::log(total);
+}
+
+// Every token but the banned one.
+std::vector<int> all_but(int vocab, int64_t banned) {
     std::vector<int> order(static_cast<size_t>(vocab));
     std::iota(order.begin(), order.end(), 0);
+    std::erase(order, static_cast<int>(banned));
+    return order;
+}
+
+// What can be drawn, as the definitions read: (token, probability) ascending by token. The order
+// is temperature, top-k, top-p; ties to the lower index.
+std::vector<std::pair<int, double>> candidates(const float* logits, std::vector<int> order,
+                                               double temperature, int top_k, double top_p) {
+    float best = logits[order[0]];
+    for (int i : order) best = std::max(best, logits[i]);
+    const int vocab = static_cast<int>(order.size());
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
     if (top_k > 0 && top_k < vocab) order.resize(size_t(top_k));
     const auto weight = [&](int i) { return std::exp((double(logits[i]) - best) / temperature); };
@@ -48,13 +64,14 @@ bool allowed(const std::vector<std::pair<int, double>>& tokens, double uniform, 
 
 void check(uint64_t seed) {
     test::Random random(seed);
-    const int batch = random.integer(1, 3), vocab = random.integer(0, 3) ? random.size(400) : 3000;
+    const int batch = random.integer(1, 3);
+    const int vocab = random.integer(0, 3) ? 1 + random.size(400) : 3000;
     const size_t ld = size_t(vocab + random.integer(0, 5));
     const size_t num_rows = size_t(batch);
-    Buffer<float> logits(num_rows * ld), temperature(num_rows), top_p(num_rows);
+    Buffer<float> logits(num_rows * ld), temperature(num_rows), top_p(num_rows), logprob(num_rows);
     Buffer<double> uniform(num_rows);
     Buffer<int32_t> top_k(num_rows);
-    Buffer<int64_t> token(num_rows);
+    Buffer<int64_t> token(num_rows), banned(num_rows);
     const bool ties = random.bits() % 3 == 0;
     for (int b = 0; b < batch; ++b) {
         const float spread = random.uniform(0.5f, 12);
@@ -66,19 +83,26 @@ void check(uint64_t seed) {
         top_k[size_t(b)] = random.integer(0, 2) ? random.size(60) : 0;
         top_p[size_t(b)] = random.integer(0, 2) ? float(random.integer(1, 97)) * 0.0101f : 1;
         uniform[size_t(b)] = double(random.uniform(0, 1));
+        const float* row = &logits[size_t(b) * ld];
+        const int64_t kinds[] = {-1, std::max_element(row, row + vocab) - row,
+                                 random.integer(0, vocab - 1)};
+        banned[size_t(b)] = kinds[random.integer(0, 2)];
     }
     CHECK(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
-                               top_p.data(), token.data(), batch, vocab, int64_t(ld)},
+                               top_p.data(), banned.data(), token.data(), logprob.data(), batch,
+                               vocab, int64_t(ld)},
                               nullptr) == cudaSuccess);
     for (int b = 0; b < batch; ++b) {
         const float* row = &logits[size_t(b) * ld];
         const int64_t got = token[size_t(b)];
-        const bool right =
-            temperature[size_t(b)] == 0
-                ? got == std::max_element(row, row + vocab) - row
-                : allowed(candidates(row, vocab, double(temperature[size_t(b)]), top_k[size_t(b)],
-                                     double(top_p[size_t(b)])),
-                          uniform[size_t(b)], got);
+        const std::vector<int> order = all_but(vocab, banned[size_t(b)]);
+        const bool greedy = temperature[size_t(b)] == 0;
+        bool right = greedy ? got == *std::max_element(order.begin(), order.end(),
+                                                       [&](int i, int j) { return row[i] < row[j]; })
+                            : allowed(candidates(row, order, double(temperature[size_t(b)]),
+                                                 top_k[size_t(b)], double(top_p[size_t(b)])),
+                                      uniform[size_t(b)], got);
+        right = right && std::fabs(logprob[size_t(b)] - log_share(row, vocab, got)) < 3e-6;
         if (right) continue;
         char text[160];
         std::snprintf(text, sizeof text, "seed %d row %d V=%d T=%g k=%d p=%g u=%g: token %lld",
@@ -86,7 +110,7 @@ void check(uint64_t seed) {
                       double(top_p[size_t(b)]), uniform[size_t(b)], static_cast<long long>(got));
         test::fail(__FILE__, __LINE__, text);
     }
-    CHECK(token.edges_untouched());
+    CHECK(token.edges_untouched() && logprob.edges_untouched());
 }
 
 }  // namespace
@@ -106,7 +130,7 @@ TEST(sample_counts_ties_in_the_order_of_indices) {
     for (int i = 0; i < 6; ++i) {
         Buffer<double> uniform(std::vector<double>{draws[i]});
         CHECK(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
-                                   nullptr, token.data(), 1, 40, 40},
+                                   nullptr, nullptr, token.data(), nullptr, 1, 40, 40},
                                   nullptr) == cudaSuccess);
         CHECK(token[0] == want[i]);
     }
@@ -114,18 +138,24 @@ TEST(sample_counts_ties_in_the_order_of_indices) {
 
 TEST(sample_gives_no_token_for_what_is_no_number) {
     const float infinity = std::numeric_limits<float>::infinity();
-    for (const float bad : {std::nanf(""), infinity}) {
-        Buffer<float> logits(std::vector<float>{1, 2, bad, 3});
-        Buffer<int64_t> token(size_t{1});
-        CHECK(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr, token.data(),
-                                   1, 4, 4},
-                                  nullptr) == cudaSuccess);
-        CHECK(token[0] == -1);
+    for (const float bad : {std::nanf(""), infinity, -infinity}) {
+        for (const int64_t ban : {-1, 1, 2}) {  // the banned token's own logit counts too
+            Buffer<float> logits(std::vector<float>{1, 2, bad, 3}), logprob(size_t{1});
+            Buffer<int64_t> token(size_t{1}), banned(std::vector<int64_t>{ban});
+            logprob[0] = 0;
+            CHECK(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr,
+                                       banned.data(), token.data(), logprob.data(), 1, 4, 4},
+                                      nullptr) == cudaSuccess);
+            CHECK(token[0] == -1 && std::isnan(logprob[0]));
+        }
     }
-    Buffer<float> logits(std::vector<float>{-infinity, -1, -infinity});
-    Buffer<int64_t> token(size_t{1});
-    CHECK(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr, token.data(), 1,
-                               3, 3},
+}
+
+TEST(sample_takes_nothing_where_the_only_token_is_banned) {
+    Buffer<float> logits(std::vector<float>{1});
+    Buffer<int64_t> token(size_t{1}), banned(std::vector<int64_t>{0});
+    CHECK(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr, banned.data(),
+                               token.data(), nullptr, 1, 1, 1},
                               nullptr) == cudaSuccess);
-    CHECK(token[0] == 1);
+    CHECK(token[0] == -1);
 }

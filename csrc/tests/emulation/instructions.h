@@ -53,6 +53,12 @@ inline void sync_warp(Site site = Site::current()) {
     emulation::sync_warp(site);
 }
 
+// The capability that is emulated: 7.5 or any from 8.0 on.
+inline int capability() {
+    return LATRT_TURING ? 75 : 80;
+}
+
+#if !LATRT_TURING
 inline void copy_async_16(void* to, const void* from, bool valid) {
     emulation::copy_async(to, from, 16, valid ? 16 : 0);
 }
@@ -69,6 +75,7 @@ template <int kGroupsLeft>
 void wait_copies(Site site = Site::current()) {
     if (emulation::takes_effect(site)) emulation::wait_copies(kGroupsLeft);
 }
+#endif
 
 template <class T>
 struct Shuffle {
@@ -215,23 +222,22 @@ struct Mma {
     float* c;
 };
 
-// c (16, 8) += a (16, 16) b (16, 8), float32 sums. Row and column of element i of a lane:
+// c (16, 8) += a (16, kDepth) b (kDepth, 8), float32 sums. Row and column of element i of a lane:
 // a: lane / 4 + 8 (i / 2 % 2), lane % 4 * 2 + i % 2 + 8 (i / 4); b: row lane % 4 * 2 + i % 2 +
 // 8 (i / 2), column lane / 4; c: row lane / 4 + 8 (i / 2), column lane % 4 * 2 + i % 2.
-template <class Act>
-void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-         Site site = Site::current()) {
+template <class Act, int kDepth>
+void multiply(float* c, const uint32_t* a, const uint32_t* b, Site site) {
     Mma<Act> operand = {a, b, c};
     emulation::collective(site, &operand, [](void* const* lanes) {
-        float left[16][16], right[8][16];
+        float left[16][kDepth], right[8][kDepth];
         for (int lane = 0; lane < 32; ++lane) {
             const auto* from = static_cast<const Mma<Act>*>(lanes[lane]);
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kDepth / 2; ++i) {
                 const uint16_t bits = static_cast<uint16_t>(from->a[i / 2] >> (16 * (i % 2)));
                 left[lane / 4 + 8 * (i / 2 % 2)][lane % 4 * 2 + i % 2 + 8 * (i / 4)] =
                     act_to_float(Act(), bits);
             }
-            for (int i = 0; i < 4; ++i) {
+            for (int i = 0; i < kDepth / 4; ++i) {
                 const uint16_t bits = static_cast<uint16_t>(from->b[i / 2] >> (16 * (i % 2)));
                 right[lane / 4][lane % 4 * 2 + i % 2 + 8 * (i / 2)] = act_to_float(Act(), bits);
             }
@@ -241,10 +247,26 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
             for (int i = 0; i < 4; ++i) {
                 const float* row = left[lane / 4 + 8 * (i / 2)];
                 const float* column = right[lane % 4 * 2 + i % 2];
-                for (int k = 0; k < 16; ++k) to[i] += row[k] * column[k];
+                for (int k = 0; k < kDepth; ++k) to[i] += row[k] * column[k];
             }
         }
     });
 }
+
+#if LATRT_TURING
+template <class Act>
+void mma_depth_8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b,
+                 Site site = Site::current()) {
+    static_assert(sizeof(Act) == 2);
+    const uint32_t a[2] = {a0, a1};
+    multiply<Act, 8>(c, a, &b, site);
+}
+#else
+template <class Act>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+         Site site = Site::current()) {
+    multiply<Act, 16>(c, a, b, site);
+}
+#endif
 
 }  // namespace latrt::cuda
