@@ -7,12 +7,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from build_engines.attention_codes import visual_attention_of_codes
 from build_engines.functions import visual_attention
 from build_engines.graph import LOOKAGAIN, MICROSOFT, GraphWriter, WeightFile
 from build_engines.layers import ONNX_RUNTIME, LayerWriter, Target, WeightSource
 from build_engines.progress import Progress
 from build_engines.quantize import Quant
-from la_trt.bindings import decoder_inputs, decoder_outputs
+from la_trt.bindings import KV_CODES, decoder_inputs, decoder_outputs
 from la_trt.config import ModelConfig
 
 DATA_SUFFIX = ".data"
@@ -30,23 +31,29 @@ def write_decoder(
 ) -> None:
     """Write `path` and `path.data`. `progress` advances once for each layer and for the head."""
     weights = WeightFile(path.with_name(path.name + DATA_SUFFIX))
-    graph = GraphWriter("decoder", decoder_inputs(config, dtype=target.dtype), weights)
-    graph.functions.append(visual_attention(target.dtype))
+    types = {"dtype": target.dtype, "kv_dtype": target.kv_dtype or target.dtype}
+    graph = GraphWriter("decoder", decoder_inputs(config, **types), weights)
+    codes = types["kv_dtype"] in KV_CODES
+    graph.functions.append(
+        visual_attention_of_codes(**types) if codes else visual_attention(target.dtype)
+    )
     layers = LayerWriter(
         graph=graph, source=source, quant=quant, block_size=block_size, target=target
     )
     decoder = _Decoder(config, graph, layers)
     x = decoder.embed()
     present: list[ir.Value] = []
+    scales: list[ir.Value] = []
     masses: list[ir.Value] = []
     for i in range(config.text.num_hidden_layers):
-        x, cache, mass = decoder.layer(i, x)
-        present += cache
+        x, cache, mass = decoder.layer(i, x, codes)
+        present += cache[:2]
+        scales += cache[2:]
         masses.append(mass)
         progress.advance()
-    outputs = [decoder.logits(x), decoder.mean_mass(masses), *present]
+    outputs = [decoder.logits(x), decoder.mean_mass(masses), *present, *scales]
     progress.advance()
-    graph.save(path, zip(decoder_outputs(config, dtype=target.dtype), outputs, strict=True))
+    graph.save(path, zip(decoder_outputs(config, **types), outputs, strict=True))
 
 
 class _Decoder:
@@ -102,8 +109,10 @@ class _Decoder:
             )
         return op("Transpose", picked, name="token", perm=[1, 2, 0])
 
-    def layer(self, i: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value], ir.Value]:
-        """The layer's output, its present key and value, its mass summed over heads (B, N)."""
+    def layer(self, i: int, x: ir.Value, codes: bool) -> tuple[ir.Value, list[ir.Value], ir.Value]:
+        """The layer's output, its present key and value (with their scales where the cache has
+        `codes`), its mass summed over heads (B, N).
+        """
         t, op, name = self.text, self.op, f"model.layers.{i}"
         eps = t.rms_norm_eps
         normed = self.layers.rms_norm(x, f"{name}.input_layernorm", eps)
@@ -116,8 +125,9 @@ class _Decoder:
         q = self._rotate(q, t.num_attention_heads, f"{attn}.q")
         k = self._rotate(k, t.num_key_value_heads, f"{attn}.k")
         inputs = self.graph.inputs
-        y, key, value, mass = op(
-            "VisualAttention",
+        scales = [inputs[f"past_{kind}_scale.{i}"] for kind in ("key", "value")] if codes else []
+        y, key, value, mass, *present_scales = op(
+            "VisualAttentionOfCodes" if codes else "VisualAttention",
             q,
             k,
             v,
@@ -127,8 +137,9 @@ class _Decoder:
             inputs["query_seqlens"],
             inputs["total_sequence_length"],
             inputs["visual_index"],
+            *scales,
             domain=LOOKAGAIN,
-            outputs=4,
+            outputs=4 + len(scales),
             name=f"{attn}.attention",
             num_heads=t.num_attention_heads,
             kv_num_heads=t.num_key_value_heads,
@@ -136,7 +147,8 @@ class _Decoder:
         x = op("Add", x, self.layers.linear(y, f"{attn}.o_proj"), name=f"{attn}.residual")
         normed = self.layers.rms_norm(x, f"{name}.post_attention_layernorm", eps)
         mlp = self.layers.gated_mlp(normed, f"{name}.mlp", bias=False)
-        return op("Add", x, mlp, name=f"{name}.mlp.residual"), [key, value], mass
+        cache = [key, value, *present_scales]
+        return op("Add", x, mlp, name=f"{name}.mlp.residual"), cache, mass
 
     def _rotate(self, x: ir.Value, num_heads: int, name: str) -> ir.Value:
         inputs = self.graph.inputs

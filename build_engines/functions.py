@@ -28,7 +28,7 @@ VISUAL_ATTENTION_INPUTS = (
 VISION_ATTENTION_INPUTS = ("query", "key", "value", "key_length")
 
 
-class _Body:
+class FunctionBody:
     """The nodes of one function."""
 
     def __init__(self, inputs: Sequence[str]) -> None:
@@ -56,6 +56,9 @@ class _Body:
     def ints(self, name: str, values: Sequence[int] | int) -> ir.Value:
         return self.op("Constant", [], [name], {"value": ir.tensor(np.asarray(values, np.int64))})
 
+    def floats(self, name: str, value: float) -> ir.Value:
+        return self.op("Constant", [], [name], {"value": ir.tensor(np.float32(value))})
+
     def function(
         self, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str]
     ) -> ir.Function:
@@ -78,7 +81,7 @@ def visual_attention(dtype: str = "float32") -> ir.Function:
     and mass (B, N) float32: what query row S - 1 puts on the keys `visual_index` (B, N), summed
     over the query heads. `dtype`: of everything else.
     """
-    body = _Body(VISUAL_ATTENTION_INPUTS)
+    body = FunctionBody(VISUAL_ATTENTION_INPUTS)
     v = body.values
     inputs: list[ir.Value | None] = [
         *(v[n] for n in ("query", "key", "value", "past_key", "past_value")),
@@ -116,7 +119,7 @@ def vision_attention(masked: bool, *, portable: bool = False) -> ir.Function:
     `portable`: a body of the standard's `Attention` in place of ONNX Runtime's operator.
     """
     names = VISION_ATTENTION_INPUTS if masked else VISION_ATTENTION_INPUTS[:3]
-    body = _Body(names)
+    body = FunctionBody(names)
     v = body.values
     inputs: list[ir.Value | None] = [v["query"], v["key"], v["value"]]
     if masked:
@@ -130,7 +133,7 @@ def vision_attention(masked: bool, *, portable: bool = False) -> ir.Function:
     return body.function(name, names, ("y",), ("num_heads",))
 
 
-def _standard_attention(body: _Body, masked: bool) -> None:
+def _standard_attention(body: FunctionBody, masked: bool) -> None:
     """`Attention`, the mask (B, 1, S, S) true where a key counts."""
     v = body.values
     inputs: list[ir.Value | None] = [v["query"], v["key"], v["value"]]

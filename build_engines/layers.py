@@ -22,13 +22,15 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 class Target:
     """What a graph is written for.
 
-    `dtype`: of activations, norms, scales and KV cache, and of weights that are not quantised.
+    `dtype`: of activations, norms and scales, and of weights that are not quantised. `kv_dtype`: of
+    the KV cache, `dtype` where it is not given.
     `portable`: operators of the standard and functions of `lookagain` alone, as TensorRT wants
     them; otherwise ONNX Runtime's own operators as well, where they are faster.
     """
 
     dtype: Dtype = "float32"
     portable: bool = False
+    kv_dtype: str = ""
 
     def cast(self, data: NDArray[np.float32]) -> NDArray[Any]:
         """The array in `dtype`, values out of its range refused. Raises CheckpointError."""

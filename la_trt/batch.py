@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from la_trt.engines.base import Engine, FloatArray, Step, VisualKeys
+from la_trt.engines.base import Draw, Engine, FloatArray, Step, VisualKeys
 from la_trt.errors import MachineError
 from la_trt.events import DoneEvent, Event
 from la_trt.options import GenerationOptions
@@ -216,7 +216,8 @@ class Batch:
             state.prepare()
         parts = self._take()
         ended = [state.queue is None for state, _ in parts]
-        output = self._engine.forward(_pack(parts, ended))
+        draws = self._draws(parts, ended)
+        output = self._engine.forward(_pack(parts, ended, draws))
         ms = (time.perf_counter() - started) * 1e3
         for state in self._active:
             state.spend(ms)
@@ -224,8 +225,19 @@ class Batch:
         for b, (state, _) in enumerate(parts):
             if ended[b]:
                 mass = output.visual_mass[b] if output.visual_mass else None
-                events += state.accept(output.logits[b], mass if state.wants_mass else None)
+                drawn = output.drawn[b] if output.drawn else None
+                got = output.logits[b] if drawn is None else drawn
+                events += state.accept(got, mass if state.wants_mass else None)
         return events
+
+    def _draws(
+        self, parts: Sequence[tuple[SequenceState, Chunk]], ended: Sequence[bool]
+    ) -> tuple[Draw | None, ...]:
+        """The tokens that the engine is to draw; none at all where it cannot."""
+        if not self._engine.limits.supports_draw:
+            return ()
+        pairs = zip(parts, ended, strict=True)
+        return tuple(state.request_draw() if end else None for (state, _), end in pairs)
 
     def _take(self) -> list[tuple[SequenceState, Chunk]]:
         """What each sequence contributes to this step, taken off its queue."""
@@ -258,7 +270,11 @@ def _shares(sizes: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-def _pack(parts: Sequence[tuple[SequenceState, Chunk]], ended: Sequence[bool]) -> Step:
+def _pack(
+    parts: Sequence[tuple[SequenceState, Chunk]],
+    ended: Sequence[bool],
+    draws: tuple[Draw | None, ...],
+) -> Step:
     """One packed step of the chunks; the mass is asked for only where a queue ends."""
     offsets: dict[int, int] = {}
     tables: list[FloatArray] = []
@@ -291,4 +307,5 @@ def _pack(parts: Sequence[tuple[SequenceState, Chunk]], ended: Sequence[bool]) -
         if len(tables) == 1
         else np.concatenate(tables),
         visual_keys=keys if any(k is not None for k in keys) else (),
+        draws=draws,
     )

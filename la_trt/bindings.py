@@ -18,6 +18,8 @@ import numpy as np
 from la_trt.config import ModelConfig
 
 Dim = int | str
+KV_CODES = ("int8", "float8_e4m3fn")
+_CAPACITY_STEP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +62,18 @@ def place(
 
 
 def decoder_inputs(
-    config: ModelConfig, *, mass: bool = True, dtype: str = "float32"
+    config: ModelConfig, *, mass: bool = True, dtype: str = "float32", kv_dtype: str = ""
 ) -> tuple[Binding, ...]:
     """The decoder's inputs, the KV cache last; `visual_index` only with `mass`.
 
-    `dtype`: of embeddings, rotary tables and KV cache (float32, float16 or bfloat16).
+    `dtype`: of embeddings and rotary tables (float32, float16 or bfloat16); `kv_dtype`: of the KV
+    cache, `dtype` where it is not given, or one of KV_CODES, with a scale for each row of D.
     `visual_row` is -1 where the token's own embedding stands. `cos` and `sin` are those of
     M-RoPE, already chosen by section. `seqlens_k` counts the KV positions after this step less
     one, `query_seqlens` the tokens that are appended (0: an idle row, its KV untouched).
     `logits_row` names rows of the flattened (B * S) tokens; none is allowed.
     """
     t = config.text
-    kv = ("B", t.num_key_value_heads, "C", t.head_dim)
     return (
         Binding("input_ids", "int64", ("B", "S")),
         Binding("visual_row", "int64", ("B", "S")),
@@ -83,31 +85,65 @@ def decoder_inputs(
         Binding("total_sequence_length", "int32", (1,)),
         *([Binding("visual_index", "int64", ("B", "N"))] if mass else []),
         Binding("logits_row", "int64", ("R",)),
-        *(Binding(n, dtype, kv) for n in kv_names("past", t.num_hidden_layers)),
+        *kv_bindings(config, "past", kv_dtype or dtype),
     )
 
 
 def decoder_outputs(
-    config: ModelConfig, *, mass: bool = True, dtype: str = "float32"
+    config: ModelConfig, *, mass: bool = True, dtype: str = "float32", kv_dtype: str = ""
 ) -> tuple[Binding, ...]:
-    """The decoder's outputs. `present_*` are bound to the same memory as `past_*`, in its `dtype`;
+    """The decoder's outputs. `present_*` are bound to the same memory as `past_*`, in its type;
     logits and mass are float32 always.
 
     `visual_mass` (only with `mass`) is the probability that row S - 1 puts on each key of
     `visual_index`, mean over layers and query heads.
     """
-    t = config.text
-    kv = ("B", t.num_key_value_heads, "C", t.head_dim)
     return (
-        Binding("logits", "float32", ("R", t.vocab_size)),
+        Binding("logits", "float32", ("R", config.text.vocab_size)),
         *([Binding("visual_mass", "float32", ("B", "N"))] if mass else []),
-        *(Binding(n, dtype, kv) for n in kv_names("present", t.num_hidden_layers)),
+        *kv_bindings(config, "present", kv_dtype or dtype),
     )
 
 
-def kv_names(prefix: str, num_layers: int) -> tuple[str, ...]:
-    """`prefix_key.0, prefix_value.0, prefix_key.1, ...`"""
-    return tuple(f"{prefix}_{kind}.{i}" for i in range(num_layers) for kind in ("key", "value"))
+def kv_bindings(config: ModelConfig, prefix: str, kv_dtype: str) -> tuple[Binding, ...]:
+    """Every layer's K and V; where they are codes, every layer's scales after them."""
+    t = config.text
+    rows = ("B", t.num_key_value_heads, "C")
+    names = kv_names(prefix, t.num_hidden_layers)
+    scales = kv_names(prefix, t.num_hidden_layers, "_scale") if kv_dtype in KV_CODES else ()
+    return (
+        *(Binding(n, kv_dtype, (*rows, t.head_dim)) for n in names),
+        *(Binding(n, "float32", rows) for n in scales),
+    )
+
+
+def kv_names(prefix: str, num_layers: int, suffix: str = "") -> tuple[str, ...]:
+    """`prefix_key.0, prefix_value.0, prefix_key.1, ...`; of scales `prefix_key_scale.0, ...`."""
+    kinds = (f"key{suffix}", f"value{suffix}")
+    return tuple(f"{prefix}_{kind}.{i}" for i in range(num_layers) for kind in kinds)
+
+
+def kv_capacity(max_len: int) -> int:
+    """C for slots of `max_len` tokens: every row of every slot's scales begins at 256 bytes."""
+    return -(-max_len // _CAPACITY_STEP) * _CAPACITY_STEP
+
+
+def sampling_inputs() -> tuple[Binding, ...]:
+    """How a token is drawn from each row of logits, where the engine draws (`base.Draw`)."""
+    return (
+        Binding("uniform", "float64", ("R",)),
+        Binding("temperature", "float32", ("R",)),
+        Binding("top_k", "int32", ("R",)),
+        Binding("top_p", "float32", ("R",)),
+        Binding("banned", "int64", ("R",)),
+    )
+
+
+def sampling_outputs() -> tuple[Binding, ...]:
+    """The token drawn from each row of logits, -1 where they are not all finite, and the logarithm
+    of its probability at temperature 1.
+    """
+    return (Binding("token", "int64", ("R",)), Binding("logprob", "float32", ("R",)))
 
 
 def vision_inputs(config: ModelConfig, *, dtype: str = "float32") -> tuple[Binding, ...]:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from la_trt.engines.base import Draw
 from la_trt.errors import UsageError
+
+_COLDEST = 1e-30  # a temperature whose inverse is a float32
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -105,6 +108,23 @@ class Sampler:
             return int(scores.argmax())
         with np.errstate(over="ignore"):  # -inf is what a tiny temperature makes of the rest
             return self._categorical((scores - scores.max()) / p.temperature)
+
+    def request(self, banned: Sequence[int] = ()) -> Draw:
+        """The same draw for an engine, from the same random number as `draw` would take.
+
+        The token is the same but where the number lies within rounding (some 1e-7) of the border
+        between two. There is no repetition penalty, and at most one token is banned.
+        """
+        p = self._params
+        assert p.repetition_penalty == 1.0 and len(banned) < 2, "an engine cannot draw that"
+        greedy = p.temperature == 0 or p.top_k == 1
+        return Draw(
+            temperature=0.0 if greedy else max(p.temperature, _COLDEST),
+            top_k=p.top_k,
+            top_p=p.top_p,
+            uniform=0.0 if greedy else self._rng.random(),
+            banned=banned[0] if len(banned) else -1,
+        )
 
     def accept(self, token_id: int) -> None:
         """Note a token of the answer, drawn or forced."""

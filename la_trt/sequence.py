@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from la_trt.choice import TokenChooser
 from la_trt.detokenize import TextStream
-from la_trt.engines.base import Engine, FloatArray
+from la_trt.engines.base import Draw, Drawn, Engine, FloatArray
 from la_trt.events import (
     Event,
     FinishReason,
@@ -33,7 +34,6 @@ from la_trt.reattention.inject import (
 )
 from la_trt.reattention.select import num_selected, select_tokens
 from la_trt.reattention.trigger import fires
-from la_trt.sampling import Sampler, entropy_nats, log_partition
 from la_trt.tags import TagIds, TokenTable, conclusion
 
 
@@ -99,11 +99,10 @@ class SequenceState:
         self._capacity = capacity
         self._layout = VisualLayout(prompt)
         self._next_position = prompt.next_position
-        self._sampler = Sampler(options.sampling, prompt.input_ids, stream=sample)
+        self._chooser = TokenChooser(options, vocabulary.tags, prompt, sample)
         self._select_rng = np.random.default_rng([options.sampling.seed, sample, 1])
         self._stream = TextStream(vocabulary.tokenizer, options.stop)
         self._tokens: list[int] = []
-        self._entropy = 0.0
         self._masses: list[FloatArray] = []
         self._first_pass: FloatArray | None = None
         self._fired_at: int | None = None
@@ -156,7 +155,7 @@ class SequenceState:
             self.options.policy.trigger,
             step=step,
             is_reflection=token == self._vocabulary.tags.reflection_open,
-            entropy_nats=self._entropy,
+            entropy_nats=self._chooser.entropy_nats,
             steps_since_last=None if self._fired_at is None else step - self._fired_at,
         )
 
@@ -244,64 +243,50 @@ class SequenceState:
             self.clock.reinject_ms += event.ms
             self.clock.decode_ms += ms - event.ms
 
-    def accept(self, logits: FloatArray, mass: FloatArray | None) -> list[Event]:
-        """The events of a finished pass: its logits (V,) become the next token."""
+    def request_draw(self) -> Draw | None:
+        """What the engine is to draw in the pass that ends the queue, None for its logits."""
+        return self._chooser.request(self._tokens)
+
+    def accept(self, got: FloatArray | Drawn, mass: FloatArray | None) -> list[Event]:
+        """The events of a finished pass: its logits (V,), or what was drawn from them, become the
+        next token.
+        """
         events: list[Event] = []
         if self._reinject is not None:
             self._reinjections.append(self._reinject)
             events.append(self._reinject)
             self._reinject = None
-        finite = bool(np.isfinite(logits).all())
+        finite = mass is None or bool(np.isfinite(mass).all())
         if mass is not None:
-            finite = finite and bool(np.isfinite(mass).all())
             self._note_mass(mass)
-        if not finite:
+        choice = None
+        if finite and isinstance(got, Drawn):
+            choice = self._chooser.take(got)
+        elif finite and not isinstance(got, Drawn):
+            choice = self._chooser.choose(got, self._tokens)
+        if choice is None:
             self._stream.flush()
             self.finish = "numerical_error"
             return events
-        if self.options.policy.trigger.kind == "entropy":
-            self._entropy = entropy_nats(logits)
-        token, forced = self._forced_token()
-        if token is None:
-            token = self._sampler.draw(logits, banned=self._banned())
-        self._sampler.accept(token)
-        self._tokens.append(token)
-        total = log_partition(logits)
+        self._tokens.append(choice.token)
         events.append(
             TokenEvent(
                 sequence=self.index,
                 step=len(self._tokens) - 1,
-                token_id=token,
-                text=self._advance_text(token),
-                logprob=float(logits[token]) - total,
-                forced=forced,
-                top_logprobs=_best_tokens(logits, total, self.options.top_logprobs),
+                token_id=choice.token,
+                text=self._advance_text(choice.token),
+                logprob=choice.logprob,
+                forced=choice.forced,
+                top_logprobs=choice.top_logprobs,
             )
         )
-        return events + self._reflection_events(token)
+        return events + self._reflection_events(choice.token)
 
     def _note_mass(self, mass: FloatArray) -> None:
         if self.in_prefill:
             self._first_pass = mass
         else:
             self._masses.append(mass)
-
-    def _forced_token(self) -> tuple[int, bool] | tuple[None, bool]:
-        step, tags = len(self._tokens), self._vocabulary.tags
-        if step < len(self.options.forced):
-            return int(self.options.forced[step]), True
-        if (
-            self.options.policy.close_at_once
-            and self._tokens
-            and self._tokens[-1] == tags.reflection_open
-            and tags.reflection_close is not None
-        ):
-            return tags.reflection_close, True
-        return None, False
-
-    def _banned(self) -> tuple[int, ...]:
-        tag = self._vocabulary.tags.reflection_open
-        return () if self.options.policy.allow_reflection or tag is None else (tag,)
 
     def _advance_text(self, token: int) -> str:
         """The text that became printable; decides whether the answer ends here."""
@@ -353,14 +338,3 @@ class SequenceState:
             num_reflections=self._num_reflections,
             step_masses=masses,
         )
-
-
-def _best_tokens(logits: FloatArray, total: float, count: int) -> tuple[tuple[int, float], ...]:
-    """(id, logprob) of the `count` most likely tokens, ties to the lower id."""
-    if count == 0:
-        return ()
-    count = min(count, len(logits))
-    threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
-    found = np.flatnonzero(logits >= threshold)
-    order = found[np.argsort(-logits[found], kind="stable")][:count]
-    return tuple((int(i), float(logits[i]) - total) for i in order)

@@ -37,10 +37,12 @@ from la_trt.engines.tensorrt_record import RECORD, EngineFile, EngineRecord, Pro
 from la_trt.errors import CheckpointError, MachineError, UsageError
 from la_trt.files.bundle import BundleWriter, write_bundle
 
-KERNEL_SMS = (80, 86, 89, 90, 120)  # what csrc/kernels/cuda is compiled for
+KERNEL_SMS = (75, 80, 86, 89, 90, 120)  # what csrc/kernels/cuda is compiled for
 KERNEL_HEAD_DIMS = (64, 80, 128)
 FP8_FROM_SM = 89
+BF16_FROM_SM = 80
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+KV_DTYPES = {"int8": "int8", "fp8": "float8_e4m3fn"}
 _PLAN_OVERHEAD_BYTES = 64 << 20
 _MOST_OF_WEIGHTS = 1.1
 
@@ -49,6 +51,7 @@ _MOST_OF_WEIGHTS = 1.1
 class TensorRTOptions:
     """What engines are built for. `sms`: compute capabilities, 89 being 8.9.
 
+    `kv_dtype`: of the KV cache, `int8` or `fp8`; None: `dtype`.
     `max_batch`: sequences of one step; `prefill_chunk`: tokens of one prefill step. `plugins`:
     the plugin library, by default la-trt's. `timing_cache`: a directory that may be kept.
     """
@@ -56,6 +59,7 @@ class TensorRTOptions:
     sms: tuple[int, ...]
     dtype: str = "fp16"
     quant: Quant = "none"
+    kv_dtype: str | None = None
     block_size: int = 128
     max_batch: int = 8
     prefill_chunk: int = 512
@@ -63,10 +67,18 @@ class TensorRTOptions:
     plugins: Path | None = None
     timing_cache: Path | None = None
 
+    @property
+    def types(self) -> dict[str, str]:
+        """`dtype` and `kv_dtype` by their numpy names, as the bindings take them."""
+        dtype = DTYPES[self.dtype]
+        return {"dtype": dtype, "kv_dtype": KV_DTYPES.get(self.kv_dtype or "", dtype)}
+
     def __post_init__(self) -> None:
         check_options(self.quant, self.block_size, quants=get_args(Quant))
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype: expected one of {tuple(DTYPES)}, got {self.dtype!r}")
+        if self.kv_dtype not in (None, *KV_DTYPES):
+            raise UsageError(f"kv_dtype: expected one of {tuple(KV_DTYPES)}, got {self.kv_dtype!r}")
         if not self.sms or len(set(self.sms)) != len(self.sms):
             raise UsageError(f"sm: expected one or more, each once, got {list(self.sms)}")
         for sm in self.sms:
@@ -77,11 +89,14 @@ class TensorRTOptions:
                     "use --backend onnx on such a GPU or machine",
                     name="E_SM",
                 )
-            if self.quant == "fp8" and sm < FP8_FROM_SM:
-                raise UsageError(
-                    f"quant fp8 needs SM {FP8_FROM_SM} or newer, got {sm}\nuse int8 or int4",
-                    name="E_SM",
-                )
+            for used, what, least, instead in (
+                (self.quant == "fp8", "quant fp8", FP8_FROM_SM, "int8 or int4"),
+                (self.dtype == "bf16", "dtype bf16", BF16_FROM_SM, "fp16"),
+            ):
+                if used and sm < least:
+                    raise UsageError(
+                        f"{what} needs SM {least} or newer, got {sm}\nuse {instead}", name="E_SM"
+                    )
         for name in ("max_batch", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -118,6 +133,7 @@ def build_tensorrt(
         "sm": list(options.sms),
         "dtype": options.dtype,
         "quant": options.quant,
+        "kv_dtype": options.kv_dtype,
         "block_size": options.block_size,
         "max_batch": options.max_batch,
         "prefill_chunk": options.prefill_chunk,
@@ -133,6 +149,7 @@ def build_tensorrt(
             max_len=limits.max_model_len,
             chunk=options.prefill_chunk,
             quant=options.quant,
+            kv_dtype=options.types["kv_dtype"],
         ),
     }
     with write_bundle(
@@ -150,7 +167,7 @@ def build_tensorrt(
             runtime=trt.name,
             version=trt.version,
             plugin_sha256=library.sha256,
-            dtype=DTYPES[options.dtype],
+            **options.types,
             quant=options.quant,
             max_batch=options.max_batch,
             prefill_chunk=options.prefill_chunk,
@@ -171,7 +188,7 @@ def write_graph(
     """`vision` or `decoder` as TensorRT gets it. The tower's weights are never quantised: its
     products are bound by arithmetic, which fp16 weights suit best.
     """
-    dtype: Dtype = DTYPES[options.dtype]  # type: ignore[assignment]
+    dtype: Dtype = options.types["dtype"]  # type: ignore[assignment]
     write = write_vision if graph == "vision" else write_decoder
     write(
         path,
@@ -180,7 +197,7 @@ def write_graph(
         quant="none" if graph == "vision" else options.quant,
         block_size=options.block_size,
         progress=count,
-        target=Target(dtype=dtype, portable=True),
+        target=Target(dtype=dtype, portable=True, kv_dtype=options.types["kv_dtype"]),
     )
 
 

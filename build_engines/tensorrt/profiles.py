@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from la_trt.bindings import Binding, decoder_inputs, vision_inputs
+from la_trt.bindings import Binding, decoder_inputs, kv_capacity, vision_inputs
 from la_trt.config import ModelConfig
 from la_trt.engines.tensorrt_record import Profile, Shape
 
@@ -13,7 +13,13 @@ _LIKELY_VISUAL = 256
 
 
 def decoder_profiles(
-    config: ModelConfig, *, max_batch: int, max_len: int, chunk: int, quant: str
+    config: ModelConfig,
+    *,
+    max_batch: int,
+    max_len: int,
+    chunk: int,
+    quant: str,
+    kv_dtype: str = "",
 ) -> tuple[Profile, ...]:
     """`decode` (one token of each sequence) and `prefill` (a chunk of one), or both as one.
 
@@ -21,17 +27,17 @@ def decoder_profiles(
     them into the plan twice (docs/tensorrt.md), and it compiles kernels for the shapes that it
     meets anyway.
     """
-    likely = min(_LIKELY_VISUAL, max_len)
+    likely, capacity = min(_LIKELY_VISUAL, max_len), kv_capacity(max_len)
     letters: dict[str, Range] = {
         "B": (1, 1, max_batch),
         "S": (1, 1, 1),
         "M": (1, likely, max_len),
-        "C": (1, max_len, max_len),
+        "C": (1, capacity, capacity),
         "N": (0, likely, max_len),
         "R": (0, 1, max_batch),
     }
     chunk = min(chunk, max_len)
-    inputs = decoder_inputs(config)
+    inputs = decoder_inputs(config, kv_dtype=kv_dtype)
     if quant in ("int8", "int4"):
         return (_profile("any", inputs, {**letters, "S": (1, 1, chunk)}),)
     many: dict[str, Range] = {"B": (1, 1, 1), "S": (1, chunk, chunk), "R": (0, 1, 1)}

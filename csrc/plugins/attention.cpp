@@ -13,9 +13,20 @@ using nvinfer1::Dims;
 
 namespace {
 
-enum Input { kQuery, kKey, kValue, kPastKey, kPastValue, kLast, kAppended, kTotal, kIndex };
-enum Output { kY, kPresentKey, kPresentValue, kMass };
-constexpr int32_t kNumInputs = 8;  // and the visual index where there is a mass
+enum Input {
+    kQuery,
+    kKey,
+    kValue,
+    kPastKey,
+    kPastValue,
+    kLast,
+    kAppended,
+    kTotal,
+    kIndex,
+    kPastKeyScale,
+    kPastValueScale
+};
+enum Output { kY, kPresentKey, kPresentValue, kMass, kPresentKeyScale, kPresentValueScale };
 // The workspace is sized when the engine is built, where the device is not known; a device of more
 // multiprocessors is used as if it had as many.
 constexpr int kMaxSms = 256;
@@ -24,6 +35,7 @@ constexpr int kMaxSms = 256;
 struct Shapes {
     int batch, length, num_heads, num_kv_heads, head_dim, capacity, num_visual;
     cuda::ActType type;
+    cuda::KvType kv_type;
 
     bool valid() const {
         return batch > 0 && length > 0 && head_dim > 0 && num_heads % num_kv_heads == 0;
@@ -33,9 +45,8 @@ struct Shapes {
     }
     cuda::KvCache cache() const {
         const int64_t head_rows = capacity;
-        const auto kind = type == cuda::ActType::f16 ? cuda::KvType::f16 : cuda::KvType::bf16;
         return {nullptr,  nullptr,  nullptr,
-                nullptr,  kind,     num_kv_heads,
+                nullptr,  kv_type,  num_kv_heads,
                 head_dim, capacity, num_kv_heads * head_rows,
                 head_rows};
     }
@@ -55,8 +66,17 @@ struct Shapes {
     }
 };
 
+cuda::KvType kv_type_of(DataType type) {
+    switch (type) {
+        case DataType::kINT8: return cuda::KvType::int8;
+        case DataType::kFP8: return cuda::KvType::e4m3;
+        case DataType::kBF16: return cuda::KvType::bf16;
+        default: return cuda::KvType::f16;
+    }
+}
+
 Shapes shapes_of(const Dims& query, const Dims& past, const Dims* index, DataType type,
-                 int num_heads, int num_kv_heads) {
+                 DataType kv_type, int num_heads, int num_kv_heads) {
     return {static_cast<int>(query.d[0]),
             static_cast<int>(query.d[1]),
             num_heads,
@@ -64,7 +84,8 @@ Shapes shapes_of(const Dims& query, const Dims& past, const Dims* index, DataTyp
             static_cast<int>(past.d[3]),
             static_cast<int>(past.d[2]),
             index == nullptr ? 0 : static_cast<int>(index->d[1]),
-            type == DataType::kHALF ? cuda::ActType::f16 : cuda::ActType::bf16};
+            type == DataType::kHALF ? cuda::ActType::f16 : cuda::ActType::bf16,
+            kv_type_of(kv_type)};
 }
 
 // Enough for every batch up to the given one on every device: keys are split the finer, the fewer
@@ -102,7 +123,8 @@ Attributes Attention::attributes() {
 
 Attention::Attention(const char* name, const Attributes& attributes)
     : Plugin(name, attributes),
-      mass_(std::strcmp(name, kVisual) == 0),
+      mass_(std::strcmp(name, kCausal) != 0),
+      codes_(std::strcmp(name, kCodes) == 0),
       num_heads_(attributes["num_heads"]),
       num_kv_heads_(attributes["kv_num_heads"]) {}
 
@@ -116,6 +138,7 @@ int32_t Attention::getOutputDataTypes(DataType* outputs, int32_t, const DataType
     outputs[kPresentKey] = inputs[kPastKey];
     outputs[kPresentValue] = inputs[kPastValue];
     if (mass_) outputs[kMass] = DataType::kFLOAT;
+    if (codes_) outputs[kPresentKeyScale] = outputs[kPresentValueScale] = DataType::kFLOAT;
     return 0;
 }
 
@@ -123,11 +146,13 @@ int32_t Attention::getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t nu
                                    const nvinfer1::DimsExprs*, int32_t,
                                    nvinfer1::DimsExprs* outputs, int32_t,
                                    nvinfer1::IExprBuilder&) noexcept {
-    if (num_inputs != kNumInputs + mass_) return -1;
+    if (num_inputs != this->num_inputs()) return -1;
     outputs[kY] = inputs[kQuery];
     outputs[kPresentKey] = inputs[kPastKey];
     outputs[kPresentValue] = inputs[kPastValue];
     if (mass_) outputs[kMass] = inputs[kIndex];
+    if (codes_) outputs[kPresentKeyScale] = inputs[kPastKeyScale];
+    if (codes_) outputs[kPresentValueScale] = inputs[kPastValueScale];
     return 0;
 }
 
@@ -135,18 +160,28 @@ bool Attention::supportsFormatCombination(int32_t position, DynamicDescs descs, 
                                           int32_t) noexcept {
     const nvinfer1::PluginTensorDesc& desc = descs[position].desc;
     if (desc.format != nvinfer1::TensorFormat::kLINEAR) return false;
-    switch (position) {  // outputs come after kTotal
+    const DataType act = descs[kQuery].desc.type, cache = descs[kPastKey].desc.type;
+    if (position >= num_inputs) {
+        switch (position - num_inputs) {
+            case kY: return desc.type == act;
+            case kPresentKey:
+            case kPresentValue: return desc.type == cache;
+            default: return desc.type == DataType::kFLOAT;
+        }
+    }
+    switch (position) {
+        case kQuery: return act == DataType::kHALF || act == DataType::kBF16;
+        case kKey:
+        case kValue: return desc.type == act;
+        case kPastKey:
+            return codes_ ? cache == DataType::kINT8 || cache == DataType::kFP8 : cache == act;
+        case kPastValue: return desc.type == cache;
         case kLast:
         case kAppended:
-        case kTotal:
-            return desc.type == DataType::kINT32;
-        default:
-            break;
+        case kTotal: return desc.type == DataType::kINT32;
+        case kIndex: return desc.type == DataType::kINT64;
+        default: return desc.type == DataType::kFLOAT;
     }
-    if (position == kIndex && mass_) return desc.type == DataType::kINT64;
-    if (position == num_inputs + kMass) return desc.type == DataType::kFLOAT;
-    if (position == kQuery) return desc.type == DataType::kHALF || desc.type == DataType::kBF16;
-    return desc.type == descs[kQuery].desc.type;
 }
 
 int32_t Attention::getAliasedInput(int32_t output) noexcept {
@@ -155,26 +190,35 @@ int32_t Attention::getAliasedInput(int32_t output) noexcept {
             return kPastKey;
         case kPresentValue:
             return kPastValue;
+        case kPresentKeyScale:
+            return kPastKeyScale;
+        case kPresentValueScale:
+            return kPastValueScale;
         default:
             return -1;
     }
 }
 
 int32_t Attention::onShapeChange(Descs inputs, int32_t num_inputs, Descs, int32_t) noexcept {
-    if (num_inputs != kNumInputs + mass_) return -1;
+    if (num_inputs != this->num_inputs()) return -1;
     const Dims &query = inputs[kQuery].dims, &past = inputs[kPastKey].dims;
     const Dims& key = inputs[kKey].dims;
     const bool fits = query.nbDims == 3 && key.nbDims == 3 && past.nbDims == 4 &&
                       past.d[0] == query.d[0] && past.d[1] == num_kv_heads_ &&
                       query.d[2] == num_heads_ * past.d[3] && key.d[2] == num_kv_heads_ * past.d[3];
-    return fits ? 0 : -1;
+    if (!fits) return -1;
+    for (int i = kPastKeyScale; codes_ && i <= kPastValueScale; ++i) {
+        const Dims& scale = inputs[i].dims;
+        if (scale.nbDims != 3 || !std::equal(scale.d, scale.d + 3, past.d)) return -1;
+    }
+    return 0;
 }
 
 size_t Attention::getWorkspaceSize(DynamicDescs inputs, int32_t, DynamicDescs,
                                    int32_t) const noexcept {
     const Shapes shapes =
         shapes_of(inputs[kQuery].max, inputs[kPastKey].max, mass_ ? &inputs[kIndex].max : nullptr,
-                  inputs[kQuery].desc.type, num_heads_, num_kv_heads_);
+                  inputs[kQuery].desc.type, inputs[kPastKey].desc.type, num_heads_, num_kv_heads_);
     return shapes.valid() ? largest_workspace(shapes) : 0;
 }
 
@@ -182,7 +226,7 @@ int32_t Attention::enqueue(Descs inputs, Descs, const void* const* in, void* con
                            void* workspace, cudaStream_t stream) noexcept {
     const Shapes shapes = shapes_of(inputs[kQuery].dims, inputs[kPastKey].dims,
                                     mass_ ? &inputs[kIndex].dims : nullptr, inputs[kQuery].type,
-                                    num_heads_, num_kv_heads_);
+                                    inputs[kPastKey].type, num_heads_, num_kv_heads_);
     const int num_sms = multiprocessors();
     if (!shapes.valid() || num_sms == 0) return -1;
     // The cache is written where it is read; an engine that gave other memory would lose it.
@@ -191,6 +235,12 @@ int32_t Attention::enqueue(Descs inputs, Descs, const void* const* in, void* con
     cuda::KvCache cache = shapes.cache();
     cache.k = out[kPresentKey];
     cache.v = out[kPresentValue];
+    if (codes_) {
+        if (in[kPastKeyScale] != out[kPresentKeyScale]) return -1;
+        if (in[kPastValueScale] != out[kPresentValueScale]) return -1;
+        cache.k_scale = static_cast<float*>(out[kPresentKeyScale]);
+        cache.v_scale = static_cast<float*>(out[kPresentValueScale]);
+    }
     cuda::Sequences sequences = shapes.sequences();
     sequences.query_len = static_cast<const int32_t*>(in[kAppended]);
     sequences.kv_len = static_cast<const int32_t*>(in[kLast]);

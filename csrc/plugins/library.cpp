@@ -7,8 +7,9 @@ using latrt::plugins::Creator;
 #define LATRT_EXPORT extern "C" __attribute__((visibility("default")))
 
 LATRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static Creator<Attention> visual(Attention::kVisual), causal(Attention::kCausal);
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&visual, &causal};
+    static Creator<Attention> visual(Attention::kVisual), codes(Attention::kCodes),
+        causal(Attention::kCausal);
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&visual, &codes, &causal};
     count = static_cast<int32_t>(std::size(creators));
     return creators;
 }

@@ -61,8 +61,13 @@ from la_trt.errors import UsageError
 @click.option(
     "--dtype",
     type=click.Choice(["fp16", "bf16"]),
-    help="Activations, KV cache and weights that are not quantised. TensorRT alone.  "
+    help="Activations, and weights that are not quantised; bf16 from SM 80. TensorRT alone.  "
     "[default: fp16]",
+)
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["int8", "fp8"]),
+    help="KV cache as codes with a scale for each row. TensorRT alone.  [default: --dtype]",
 )
 @click.option(
     "--max-batch",
@@ -97,6 +102,7 @@ def command(
     block_size: str | None,
     sms: tuple[int, ...],
     dtype: str | None,
+    kv_dtype: str | None,
     max_batch: int | None,
     max_model_len: int | None,
     max_pixels: int | None,
@@ -112,10 +118,15 @@ def command(
     limits = {"max_model_len": max_model_len, "max_pixels": max_pixels, "min_pixels": min_pixels}
     with progress_bar("building") as progress:
         if backend == "tensorrt":
-            given = {"dtype": dtype, "max_batch": max_batch, "block_size": _number(block_size)}
+            given = {
+                "dtype": dtype,
+                "kv_dtype": kv_dtype,
+                "max_batch": max_batch,
+                "block_size": _number(block_size),
+            }
             _build_tensorrt(ckpt, output, quant, sms, given, limits, progress)
         else:
-            _refuse_tensorrt_options(sms=sms, dtype=dtype, max_batch=max_batch)
+            _refuse_tensorrt_options(sms=sms, dtype=dtype, kv_dtype=kv_dtype, max_batch=max_batch)
             _build_onnx(ckpt, output, quant, _number(block_size) or 32, limits, progress)
     seconds = time.perf_counter() - started
     size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())

@@ -35,6 +35,33 @@ class VisualKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """A token to be drawn by the engine from a sequence's logits, so that they stay where they are.
+
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; the order is temperature, top-k,
+    top-p, ties to the lower index. `uniform` in [0, 1) is the random number: the token at which
+    the candidates' probabilities, summed by ascending index, exceed it. `banned` is never drawn,
+    -1 for none.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    uniform: float = 0.0
+    banned: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """The token, -1 where the logits are not all finite; `logprob` of it at temperature 1, before
+    top-k, top-p and ban.
+    """
+
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One packed forward pass: the new tokens of B sequences, each appended to its slot.
 
@@ -43,6 +70,8 @@ class Step:
     `position_ids` (3, T) int64: temporal, height, width (M-RoPE).
     `cu_seqlens` (B + 1,) int64 splits T by sequence; `slots` names their KV slots, all distinct.
     `visual_keys`: per sequence, or None where no mass is wanted (an empty tuple: none at all).
+    `draws`: per sequence the token to draw, or None where the logits are wanted (an empty tuple:
+    all of them); only for an engine whose limits say `supports_draw`.
     """
 
     slots: tuple[int, ...]
@@ -52,24 +81,29 @@ class Step:
     visual_row: IntArray | None = None
     visual_embeds: FloatArray | None = None
     visual_keys: tuple[VisualKeys | None, ...] = ()
+    draws: tuple[Draw | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
     """What a forward pass returns, for the LAST token of each sequence.
 
-    `logits` (B, V) float32. `visual_mass`: per sequence (num_visual,) float32, the attention
-    probability that the sequence's last token puts on each source visual token, mean over
-    layers and query heads; None where no mass was asked for.
+    `logits` (B, V) float32; a row is unspecified where a token was drawn. `visual_mass`: per
+    sequence (num_visual,) float32, the attention probability that the sequence's last token puts
+    on each source visual token, mean over layers and query heads; None where no mass was asked
+    for. `drawn`: per sequence what was drawn, None where nothing was asked for.
     """
 
     logits: FloatArray
     visual_mass: tuple[FloatArray | None, ...] = ()
+    drawn: tuple[Drawn | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """What an engine can do. `max_len`: KV positions a slot may have."""
+    """What an engine can do. `max_len`: KV positions a slot may have. `supports_draw`: it answers
+    `Step.draws`; others are never given any.
+    """
 
     name: str
     device: str
@@ -77,6 +111,7 @@ class EngineLimits:
     max_batch: int
     max_len: int
     supports_kv_reinject: bool = True
+    supports_draw: bool = False
     details: dict[str, str] = field(default_factory=dict)
 
 
@@ -148,6 +183,9 @@ def check_step(step: Step, lengths: Sequence[int], capacities: Sequence[int]) ->
         )
     assert len(step.visual_keys) in (0, num_seqs), (
         f"visual_keys: expected 0 or {num_seqs} entries, got {len(step.visual_keys)}"
+    )
+    assert len(step.draws) in (0, num_seqs), (
+        f"draws: expected 0 or {num_seqs} entries, got {len(step.draws)}"
     )
     for b in range(num_seqs):
         total = lengths[b] + int(counts[b])

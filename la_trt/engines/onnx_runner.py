@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from la_trt.bindings import kv_names
 from la_trt.config import ModelConfig
 from la_trt.engines.base import FloatArray
-from la_trt.engines.rows import RowBatch
+from la_trt.engines.rows import RowBatch, RowOutput
 
 _DEVICE = "cpu"
 _KEPT_BINDINGS = 8
@@ -47,7 +47,7 @@ class DecoderRunner:
         view: FloatArray = self.kv[2 * layer + 1][slot]
         return view
 
-    def run(self, rows: RowBatch) -> tuple[FloatArray, FloatArray]:
+    def run(self, rows: RowBatch) -> RowOutput:
         """(logits (R, V), mass (B, N)); both belong to the runner until the next run."""
         batch, length = rows.input_ids.shape
         assert self._mass or not rows.visual_index.size, "visual_index: this graph has no mass"
@@ -64,7 +64,7 @@ class DecoderRunner:
                 self._bound.popitem(last=False)
         binding.fill(rows, embeds)
         self._session.run_with_iobinding(binding.io)
-        return binding.logits, binding.mass
+        return RowOutput(binding.logits, binding.mass)
 
     def _bind(
         self, first: int, batch: int, length: int, num_keys: int, num_logits: int, num_visual: int

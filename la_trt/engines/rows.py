@@ -8,12 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from la_trt.config import ModelConfig
 from la_trt.engines.base import (
+    Draw,
+    Drawn,
     EngineLimits,
     FloatArray,
     IntArray,
@@ -35,7 +37,8 @@ class RowBatch:
 
     `input_ids`, `visual_row` (B, S); `cos`, `sin` (B, S, D / 2); `past` (B,) KV positions before
     the run and `query` (B,) = S, both 0 for an idle row; `visual_index` (B, N); `logits_row`
-    (R,) of the flattened tokens; `visual_embeds` (M, E) or None.
+    (R,) of the flattened tokens; `visual_embeds` (M, E) or None; `draws` for each row of logits, or
+    empty.
     """
 
     first_slot: int
@@ -48,14 +51,23 @@ class RowBatch:
     visual_index: IntArray
     logits_row: IntArray
     visual_embeds: FloatArray | None = None
+    draws: tuple[Draw | None, ...] = ()
+
+
+class RowOutput(NamedTuple):
+    """`logits` (R, V), rows unspecified where a token was drawn; `mass` (B, N); `drawn` for each
+    row of logits, or empty. Both arrays belong to the runner until the next run.
+    """
+
+    logits: FloatArray
+    mass: FloatArray
+    drawn: tuple[Drawn | None, ...] = ()
 
 
 class Runner(Protocol):
     """Runs the decoder over rows of its KV buffers."""
 
-    def run(self, rows: RowBatch) -> tuple[FloatArray, FloatArray]:
-        """(logits (R, V), mass (B, N)); both belong to the runner until the next run."""
-        ...
+    def run(self, rows: RowBatch) -> RowOutput: ...
 
 
 class RowEngine(ABC):
@@ -97,6 +109,7 @@ class RowEngine(ABC):
             past=np.array(lengths, np.int64),
             logits=np.empty((len(step.slots), self._config.text.vocab_size), np.float32),
             masses=[None] * len(step.slots),
+            drawn=[None] * len(step.slots),
         )
         counts = np.diff(step.cu_seqlens)
         for group in _neighbours(np.flatnonzero(counts == 1).tolist(), step.slots):
@@ -106,7 +119,9 @@ class RowEngine(ABC):
         for slot, count in zip(step.slots, counts, strict=True):
             self._slots.grow(slot, int(count))
         return StepOutput(
-            logits=run.logits, visual_mass=tuple(run.masses) if step.visual_keys else ()
+            logits=run.logits,
+            visual_mass=tuple(run.masses) if step.visual_keys else (),
+            drawn=tuple(run.drawn) if step.draws else (),
         )
 
     def _run_single(self, run: _StepRun, group: list[int]) -> None:
@@ -128,6 +143,7 @@ class RowEngine(ABC):
             visual_index=np.zeros((batch, widest), np.int64),
             logits_row=row,
             visual_embeds=run.embeds(tokens),
+            draws=run.draws(group),
         )
         rows.input_ids[row, 0] = step.input_ids[tokens]
         if step.visual_row is not None:
@@ -137,9 +153,9 @@ class RowEngine(ABC):
         for b, i in zip(group, row, strict=True):
             if (keys := run.keys[b]) is not None:
                 rows.visual_index[i, : len(keys.kv_index)] = keys.kv_index
-        logits, mass = self._decoder.run(rows)
+        output = self._decoder.run(rows)
         for n, (b, i) in enumerate(zip(group, row, strict=True)):
-            run.store(b, logits[n], mass[i])
+            run.store(b, output, n, int(i))
 
     def _run_long(self, run: _StepRun, b: int) -> None:
         """All tokens of sequence `b`, chunk after chunk; only the last token meets the head."""
@@ -168,10 +184,11 @@ class RowEngine(ABC):
                 ),
                 logits_row=np.arange(high - low)[-1:] if last else np.zeros(0, np.int64),
                 visual_embeds=run.embeds(tokens),
+                draws=run.draws([b]) if last else (),
             )
-            logits, mass = self._decoder.run(rows)
+            output = self._decoder.run(rows)
             if last:
-                run.store(b, logits[0], mass[0])
+                run.store(b, output, 0, 0)
 
     def alloc(self, capacity: int) -> int:
         """The lowest free slot. Raises MachineError (E_KV_CAPACITY, E_NO_SLOT)."""
@@ -203,6 +220,13 @@ class _StepRun:
     past: IntArray
     logits: FloatArray
     masses: list[FloatArray | None]
+    drawn: list[Drawn | None]
+
+    def draws(self, sequences: Sequence[int]) -> tuple[Draw | None, ...]:
+        """The draws of these sequences; none at all where no step asks for any."""
+        if not self.step.draws:
+            return ()
+        return tuple(self.step.draws[b] for b in sequences)
 
     def embeds(self, tokens: IntArray) -> FloatArray | None:
         """The visual embeddings if one of `tokens` takes a row of them."""
@@ -211,13 +235,17 @@ class _StepRun:
             return None
         return self.step.visual_embeds
 
-    def store(self, b: int, logits_V: FloatArray, mass_N: FloatArray) -> None:
-        """Keep the results of sequence `b`; what a copy got counts for its source."""
-        self.logits[b] = logits_V
+    def store(self, b: int, output: RowOutput, n: int, i: int) -> None:
+        """Keep the results of sequence `b`, row `n` of the logits and row `i` of the run; what a
+        copy got counts for its source.
+        """
+        self.drawn[b] = output.drawn[n] if output.drawn else None
+        if self.drawn[b] is None:
+            self.logits[b] = output.logits[n]
         keys = self.keys[b]
         if keys is None:
             return
-        got = mass_N[: len(keys.kv_index)]
+        got = output.mass[i, : len(keys.kv_index)]
         mass = np.bincount(keys.source, weights=got, minlength=keys.num_visual)
         self.masses[b] = mass.astype(np.float32)
 

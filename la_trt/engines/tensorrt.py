@@ -13,6 +13,7 @@ import numpy as np
 from la_trt.bindings import (
     decoder_inputs,
     decoder_outputs,
+    kv_capacity,
     place,
     shape_of,
     vision_inputs,
@@ -78,7 +79,7 @@ class TensorRTEngine(RowEngine):
         record.check(trt, library, where=bundle.path)
         register_plugins(trt, library)
         self._calls = KernelCalls(library) if calls is None else calls
-        self._dtype, self._chunk_tokens = record.dtype, record.prefill_chunk
+        self._kv_dtype, self._chunk_tokens = record.kv_dtype, record.prefill_chunk
         self._device = Device(cuda_runtime() if runtime is None else runtime)
         try:
             self._load(bundle, record, trt, max_batch, graphs)
@@ -91,10 +92,11 @@ class TensorRTEngine(RowEngine):
             dtype=record.dtype if record.quant == "none" else record.quant,
             max_batch=max_batch,
             max_len=self._slots.max_len,
+            supports_draw=True,
             details={
                 record.runtime: record.version,
                 "plugins": library.sha256[:12],
-                "kv_dtype": record.dtype,
+                "kv_dtype": record.kv_dtype,
                 "cuda_graphs": "on" if graphs else "off",
             },
         )
@@ -103,9 +105,13 @@ class TensorRTEngine(RowEngine):
         self, bundle: Bundle, record: EngineRecord, trt: TensorRT, max_batch: int, graphs: bool
     ) -> None:
         device, config, dtype = self._device, self._config, record.dtype
+        kv_dtype = record.kv_dtype
         tables = {
             "vision": (vision_inputs(config, dtype=dtype), vision_outputs(config, dtype=dtype)),
-            "decoder": (decoder_inputs(config, dtype=dtype), decoder_outputs(config, dtype=dtype)),
+            "decoder": (
+                decoder_inputs(config, dtype=dtype, kv_dtype=kv_dtype),
+                decoder_outputs(config, dtype=dtype, kv_dtype=kv_dtype),
+            ),
         }
         plans = {}
         for graph, (inputs, outputs) in tables.items():
@@ -118,9 +124,11 @@ class TensorRTEngine(RowEngine):
             device,
             config,
             dtype=dtype,
+            kv_dtype=kv_dtype,
             max_batch=max_batch,
             max_len=self._slots.max_len,
             chunk=record.prefill_chunk,
+            calls=self._calls,
             graphs=graphs,
         )
         self._copies = _CopyTables(device, self._slots.max_len, config.text.head_dim)
@@ -145,16 +153,18 @@ class TensorRTEngine(RowEngine):
         angle = delta * inverse_frequencies(text.rope_theta, text.head_dim).astype(np.float64)
         indices, cos, sin = self._copies.upload(source_index, np.cos(angle), np.sin(angle))
         kv = self._decoder.kv
+        scales = zip(kv("key_scale"), kv("value_scale"), strict=True)
         self._calls.kv_reinject(
-            kv[0::2],
-            kv[1::2],
+            kv("key"),
+            kv("value"),
+            [address for pair in scales for address in pair],
             indices,
             cos,
             sin,
-            dtype=self._dtype,
+            kv_dtype=self._kv_dtype,
             num_kv_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
-            capacity=self._slots.max_len,
+            capacity=kv_capacity(self._slots.max_len),
             slot=slot,
             num_tokens=count,
             first=length,

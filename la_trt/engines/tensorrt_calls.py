@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from la_trt.engines.tensorrt_library import PluginLibrary
 from la_trt.errors import MachineError
 
-_KV_TYPES = {"float16": 0, "bfloat16": 1}
+_KV_TYPES = {"float16": 0, "bfloat16": 1, "int8": 2, "float8_e4m3fn": 3}
 
 
 class KernelCalls:
@@ -26,18 +26,19 @@ class KernelCalls:
                 name="E_PLUGIN",
             ) from None
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        self._kv_reinject.argtypes = [pointer] * 5 + [number] * 8 + [pointer]
-        self._sample.argtypes = [pointer] * 6 + [number] * 2 + [pointer]
+        self._kv_reinject.argtypes = [pointer] * 7 + [number] * 8 + [pointer]
+        self._sample.argtypes = [pointer] * 8 + [number] * 2 + [pointer]
 
     def kv_reinject(
         self,
         keys: Sequence[int],
         values: Sequence[int],
+        scales: Sequence[int],
         source_index: int,
         cos: int,
         sin: int,
         *,
-        dtype: str,
+        kv_dtype: str,
         num_kv_heads: int,
         head_dim: int,
         capacity: int,
@@ -47,12 +48,14 @@ class KernelCalls:
         stream: int,
     ) -> None:
         """Put the copies of one sequence's cached K and V into the stream; addresses are those of
-        device memory, `keys` and `values` those of each layer's cache (B, K, C, D).
+        device memory, `keys` and `values` those of each layer's cache (B, K, C, D), `scales` those
+        of key and value of each layer in turn, none where the cache has no codes.
         """
         count = len(keys)
-        tables = ((ctypes.c_void_p * count)(*keys), (ctypes.c_void_p * count)(*values))
+        lists = (keys, values, scales[0::2], scales[1::2])
+        tables = [(ctypes.c_void_p * count)(*some) if some else None for some in lists]
         status = self._kv_reinject(
-            *tables, source_index, cos, sin, _KV_TYPES[dtype], count, num_kv_heads, head_dim,
+            *tables, source_index, cos, sin, _KV_TYPES[kv_dtype], count, num_kv_heads, head_dim,
             capacity, slot, num_tokens, first, stream,
         )  # fmt: skip
         _check(status, "kv_reinject")
@@ -60,20 +63,23 @@ class KernelCalls:
     def sample(
         self,
         logits: int,
+        *,
         uniform: int,
         temperature: int,
         top_k: int,
         top_p: int,
+        banned: int,
         token: int,
-        *,
+        logprob: int,
         batch: int,
         vocab_size: int,
         stream: int,
     ) -> None:
         """Put the choice of a token for each row of logits into the stream; see sample.h."""
         status = self._sample(
-            logits, uniform, temperature, top_k, top_p, token, batch, vocab_size, stream
-        )
+            logits, uniform, temperature, top_k, top_p, banned, token, logprob, batch, vocab_size,
+            stream,
+        )  # fmt: skip
         _check(status, "sample")
 
 

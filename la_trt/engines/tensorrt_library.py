@@ -21,7 +21,7 @@ RUNTIMES = {
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 PLUGIN_LIBRARY = Path(__file__).parent.parent / "_tensorrt_plugins.so"
-PLUGIN_NAMES = ("VisualAttention", "CausalAttention")
+PLUGIN_NAMES = ("VisualAttention", "VisualAttentionOfCodes", "CausalAttention")
 PLUGIN_NAMESPACE = "lookagain"
 _RTX_ALIAS = "_tensorrt_rtx_alias.so"
 _HOW_TO_BUILD = "build it with make plugins (needs nvcc, cmake and the TensorRT headers)"

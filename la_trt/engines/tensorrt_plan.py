@@ -18,6 +18,8 @@ _DTYPES = {
     "BF16": "bfloat16",
     "INT32": "int32",
     "INT64": "int64",
+    "INT8": "int8",
+    "FP8": "float8_e4m3fn",
 }
 
 

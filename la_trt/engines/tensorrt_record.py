@@ -20,7 +20,7 @@ from la_trt.files.strict_json import parse_json
 RECORD = "tensorrt/engines.json"
 GRAPHS = ("vision", "decoder")
 _MAX_BYTES = 1 << 20
-_FORMAT = 1
+_FORMAT = 2
 
 Shape = tuple[int, ...]
 
@@ -64,6 +64,7 @@ class EngineRecord:
     version: str
     plugin_sha256: str
     dtype: str
+    kv_dtype: str
     quant: str
     max_batch: int
     prefill_chunk: int
@@ -82,9 +83,10 @@ class EngineRecord:
         """The command that makes these engines anew, for `sm` if given."""
         targets = " ".join(f"--sm {s}" for s in ((sm,) if sm is not None else self.sms()))
         dtype = {"float16": "fp16", "bfloat16": "bf16"}.get(self.dtype, self.dtype)
+        kv = {"int8": " --kv-dtype int8", "float8_e4m3fn": " --kv-dtype fp8"}.get(self.kv_dtype, "")
         return (
             f"rebuild: la-trt build --ckpt DIR --output DIR --backend tensorrt {targets} "
-            f"--dtype {dtype} --quant {self.quant}"
+            f"--dtype {dtype} --quant {self.quant}{kv}"
         )
 
     def check(self, trt: TensorRT, library: PluginLibrary, *, where: Path) -> None:
@@ -145,7 +147,7 @@ def _parse(raw: Any) -> EngineRecord:
     if set(raw) != {"format", *names} or raw["format"] != _FORMAT:
         raise ValueError(f"expected format {_FORMAT} with {sorted(names)}")
     values = {name: raw[name] for name in names}
-    for name in ("runtime", "version", "plugin_sha256", "dtype", "quant"):
+    for name in ("runtime", "version", "plugin_sha256", "dtype", "kv_dtype", "quant"):
         if not isinstance(values[name], str):
             raise TypeError(f"{name}: expected a string")
     for name in ("max_batch", "prefill_chunk"):

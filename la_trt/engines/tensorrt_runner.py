@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,28 +15,34 @@ from la_trt.bindings import (
     Place,
     decoder_inputs,
     decoder_outputs,
-    kv_names,
+    kv_bindings,
+    kv_capacity,
     place,
+    sampling_inputs,
+    sampling_outputs,
     shape_of,
 )
 from la_trt.config import ModelConfig
-from la_trt.engines.base import FloatArray
+from la_trt.engines.base import Draw, Drawn
 from la_trt.engines.cuda import Device
-from la_trt.engines.rows import RowBatch
+from la_trt.engines.rows import RowBatch, RowOutput
+from la_trt.engines.tensorrt_calls import KernelCalls
 from la_trt.engines.tensorrt_plan import Plan
 from la_trt.engines.tensorrt_record import Shape
 
 _KEPT_GRAPHS = 8
 _FEWEST_VISUAL = 64
 _NO_KEY = -1  # a key that is none: its mass is unspecified and never read
-_RESULTS = ("logits", "visual_mass")
+_GREEDY = Draw()
 
 
 class TensorRTRunner:
     """The decoder's plan and every buffer that it is bound to, each allocated once.
 
     Small inputs travel as one copy from page-locked memory, results come back as one each, and
-    the host waits once a run. KV: one (max_batch, K, C, D) of `dtype` for each K and each V.
+    the host waits once a run. Tokens are drawn by our kernel behind the plan, in the same stream.
+    KV: one (max_batch, K, C, D) of `kv_dtype` for each K and each V, and where those are codes as
+    many (max_batch, K, C) scales.
     """
 
     def __init__(
@@ -45,21 +52,32 @@ class TensorRTRunner:
         config: ModelConfig,
         *,
         dtype: str,
+        kv_dtype: str,
         max_batch: int,
         max_len: int,
         chunk: int,
+        calls: KernelCalls,
         graphs: bool = True,
     ) -> None:
         self._plan, self._device, self._text = plan, device, config.text
         self._dtype = np.dtype(dtype)
         self._max_len, self._max_batch = max_len, max_batch
-        self._graphs_on = graphs
-        tables = decoder_inputs(config, dtype=dtype), decoder_outputs(config, dtype=dtype)
-        kv = {*kv_names("past", config.text.num_hidden_layers)}
+        self._calls, self._graphs_on = calls, graphs
+        tables = (
+            decoder_inputs(config, dtype=dtype, kv_dtype=kv_dtype),
+            decoder_outputs(config, dtype=dtype, kv_dtype=kv_dtype),
+        )
+        kv = kv_bindings(config, "past", kv_dtype)
+        apart = {"visual_embeds", *(b.name for b in kv)}
         self._inputs = tables[0]
-        self._small = [b for b in tables[0] if b.name not in kv and b.name != "visual_embeds"]
+        self._small = [
+            *(b for b in tables[0] if b.name not in apart),
+            *sampling_inputs(),
+        ]
         self._embeds_binding = next(b for b in tables[0] if b.name == "visual_embeds")
-        self._results = [b for b in tables[1] if b.name in _RESULTS]
+        present = {b.name for b in kv_bindings(config, "present", kv_dtype)}
+        self._results = [b for b in tables[1] if b.name not in present]
+        self._results += sampling_outputs()
         most = {"B": max_batch, "S": 1, "N": max_len, "R": max_batch}
         one = {"B": 1, "S": chunk, "N": max_len, "R": 1}
         staged = max(place(self._small, letters)[1] for letters in (most, one))
@@ -68,19 +86,20 @@ class TensorRTRunner:
         width = config.text.hidden_size * self._dtype.itemsize
         self._embeds = _Block(device, max_len * width)
         device.clear(self._embeds.address, max_len * width)
-        self._row_bytes = config.text.head_dim * self._dtype.itemsize
-        self._slot_bytes = config.text.num_key_value_heads * max_len * self._row_bytes
-        self.kv = [
-            device.malloc(max_batch * self._slot_bytes)
-            for _ in range(2 * config.text.num_hidden_layers)
-        ]
-        for address in self.kv:
-            device.clear(address, max_batch * self._slot_bytes)
+        slots = {"B": max_batch, "C": kv_capacity(max_len)}
+        self._cache: dict[str, tuple[int, int]] = {}  # address, and bytes of a slot
+        for binding in kv:
+            num_bytes = math.prod(shape_of(binding, slots)) * np.dtype(binding.dtype).itemsize
+            address = device.malloc(num_bytes)
+            device.clear(address, num_bytes)
+            self._cache[binding.name] = (address, num_bytes // max_batch)
         self._eager: dict[int, Any] = {}
         self._recorded: OrderedDict[tuple[int, ...], _Recorded] = OrderedDict()
 
-    def run(self, rows: RowBatch) -> tuple[FloatArray, FloatArray]:
-        """(logits (R, V), mass (B, N)); both belong to the runner until the next run."""
+    def run(self, rows: RowBatch) -> RowOutput:
+        """Logits and mass; tokens where they are drawn, and then only they and the mass come back
+        from the GPU.
+        """
         letters = self._letters(rows)
         self._fill(rows, letters)
         results, _ = place(self._results, letters)
@@ -89,8 +108,18 @@ class TensorRTRunner:
         else:
             self._pass(rows, letters, self._context(rows, letters))
         self._device.synchronize()
-        logits, mass = (self._output.view(results[name]) for name in _RESULTS)
-        return logits, mass[:, : rows.visual_index.shape[1]]
+        logits, mass, token, logprob = (self._output.view(found) for found in results.values())
+        drawn = zip(rows.draws, token.tolist(), logprob.tolist(), strict=False)
+        return RowOutput(
+            logits,
+            mass[:, : rows.visual_index.shape[1]],
+            tuple(None if d is None else Drawn(token=t, logprob=p) for d, t, p in drawn),
+        )
+
+    def kv(self, kind: str) -> list[int]:
+        """Addresses of every layer's `key`, `value`, `key_scale` or `value_scale`, if any."""
+        prefix = f"past_{kind}."
+        return [at for name, (at, _) in self._cache.items() if name.startswith(prefix)]
 
     def num_graphs(self) -> int:
         """Recorded graphs that are kept now."""
@@ -112,7 +141,7 @@ class TensorRTRunner:
             "S": length,
             "M": 1 if visual is None else len(visual),
             "N": _padded(rows.visual_index.shape[1], self._max_len),
-            "C": self._max_len,
+            "C": kv_capacity(self._max_len),
             "R": len(rows.logits_row),
         }
 
@@ -131,6 +160,9 @@ class TensorRTRunner:
         into["visual_index"][:] = _NO_KEY
         into["visual_index"][:, : rows.visual_index.shape[1]] = rows.visual_index
         into["logits_row"][:] = rows.logits_row
+        draws = rows.draws or (None,) * len(rows.logits_row)
+        for name in (b.name for b in sampling_inputs()):
+            into[name][:] = [getattr(d or _GREEDY, name) for d in draws]
         if rows.visual_embeds is not None:
             count = rows.visual_embeds.shape
             assert count[0] <= self._max_len, f"visual_embeds: {count[0]} rows of {self._max_len}"
@@ -141,7 +173,8 @@ class TensorRTRunner:
         """Replay the graph of these shapes; the first pass of a shape runs as it is, so that
         TensorRT has prepared it, the second is recorded.
         """
-        key = (rows.first_slot, letters["B"], letters["N"], letters["R"])
+        sizes = (rows.first_slot, letters["B"], letters["N"], letters["R"])
+        key = (*sizes, *_wanted(rows))
         recorded = self._recorded.get(key)
         if recorded is None:
             context = self._plan.context(self._plan.profile_for(self._shapes(letters)))
@@ -181,17 +214,37 @@ class TensorRTRunner:
         addresses = {name: self._staging.at(p) for name, p in places.items()}
         addresses |= {name: self._output.at(p) for name, p in results.items()}
         addresses["visual_embeds"] = self._embeds.address
-        layers = self._text.num_hidden_layers
-        names = zip(kv_names("past", layers), kv_names("present", layers), self.kv, strict=True)
-        for past, present, buffer in names:
-            addresses[past] = addresses[present] = buffer + rows.first_slot * self._slot_bytes
+        for past, (address, slot_bytes) in self._cache.items():
+            place_of_slot = address + rows.first_slot * slot_bytes
+            addresses[past] = addresses[past.replace("past_", "present_")] = place_of_slot
+        inputs = {b.name: addresses.pop(b.name) for b in sampling_inputs()}
+        outputs = {b.name: addresses.pop(b.name) for b in sampling_outputs()}
         self._plan.enqueue(context, self._shapes(letters), addresses)
-        for found in results.values():
-            if found.num_bytes:
+        some_drawn, some_logits = _wanted(rows)
+        if some_drawn:
+            self._calls.sample(
+                addresses["logits"],
+                **inputs,
+                **outputs,
+                batch=letters["R"],
+                vocab_size=self._text.vocab_size,
+                stream=self._device.stream,
+            )
+        unwanted = {"logits"} if not some_logits else set()
+        unwanted |= set() if some_drawn else set(outputs)
+        for name, found in results.items():
+            if found.num_bytes and name not in unwanted:
                 self._device.download(self._output.part(found), self._output.at(found))
 
     def _shapes(self, letters: Mapping[str, int]) -> dict[str, Shape]:
         return {b.name: shape_of(b, letters) for b in self._inputs}
+
+
+def _wanted(rows: RowBatch) -> tuple[bool, bool]:
+    """Whether any row's token is drawn, and whether any row's logits are wanted."""
+    if not rows.draws:
+        return False, bool(len(rows.logits_row))
+    return any(d is not None for d in rows.draws), any(d is None for d in rows.draws)
 
 
 @dataclass(slots=True)

@@ -12,15 +12,31 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto
 
-from la_trt.bindings import Binding, shape_of
+from build_engines.attention_codes import LARGEST_CODE
+from la_trt.bindings import KV_CODES, Binding, sampling_inputs, shape_of
 from la_trt.engines.tensorrt_library import PLUGIN_NAMES, PLUGIN_NAMESPACE
 from la_trt.engines.tensorrt_record import Profile
 from tests.tensorrt.fake_cuda import FakeCuda
 
 SCRATCH_BYTES = 4096
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32"}
-_ORT_TYPES = {"float32": np.float32, "int64": np.int64, "int32": np.int32, "float16": np.float16}
+_TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "int64": "INT64",
+    "int32": "INT32",
+    "int8": "INT8",
+    "float8_e4m3fn": "FP8",
+}
+_ORT_TYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "int64": np.int64,
+    "int32": np.int32,
+    "float16": np.float16,
+    "int8": np.int8,
+    "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
+}
 
 
 def write_fake_plan(
@@ -227,11 +243,12 @@ class FakeCalls:
         self,
         keys: Sequence[int],
         values: Sequence[int],
+        scales: Sequence[int],
         source_index: int,
         cos: int,
         sin: int,
         *,
-        dtype: str,
+        kv_dtype: str,
         num_kv_heads: int,
         head_dim: int,
         capacity: int,
@@ -243,20 +260,85 @@ class FakeCalls:
         assert stream == self.cuda.stream
         assert 0 < num_tokens <= capacity - first
         shape = (num_kv_heads, capacity, head_dim)
-        offset = slot * int(np.prod(shape)) * np.dtype(dtype).itemsize
+        offset = slot * int(np.prod(shape)) * np.dtype(kv_dtype).itemsize
+        assert len(scales) == (2 * len(keys) if kv_dtype in KV_CODES else 0)
 
         def work() -> None:
             source = self.cuda.array(source_index, "int64", (num_tokens,)).copy()
             assert source.min() >= 0 and source.max() < first
             tables = [self.cuda.array(a, "float32", (head_dim // 2,)) for a in (cos, sin)]
             new = slice(first, first + num_tokens)
-            for key, value in zip(keys, values, strict=True):
-                k = self.cuda.array(key + offset, dtype, shape)
-                v = self.cuda.array(value + offset, dtype, shape)
-                k[:, new] = _turned(k[:, source], *tables)
+            for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+                k = self.cuda.array(key + offset, kv_dtype, shape)
+                v = self.cuda.array(value + offset, kv_dtype, shape)
                 v[:, new] = v[:, source]
+                if not scales:
+                    k[:, new] = _turned(k[:, source], *tables)
+                    continue
+                k_scale, v_scale = (
+                    self.cuda.array(at + slot * 4 * num_kv_heads * capacity, "float32", shape[:2])
+                    for at in scales[2 * layer : 2 * layer + 2]
+                )
+                v_scale[:, new] = v_scale[:, source]
+                rows = k[:, source].astype(np.float32) * k_scale[:, source, None]
+                k[:, new], k_scale[:, new] = _codes(_turned(rows, *tables), kv_dtype)
 
         self.cuda.put("kv_reinject", work)
+
+    def sample(
+        self, logits: int, *, token: int, logprob: int, batch: int, vocab_size: int, **at: int
+    ) -> None:
+        assert at.pop("stream") == self.cuda.stream
+        assert batch > 0
+        types = {b.name: b.dtype for b in sampling_inputs()}
+        assert set(at) == set(types)
+
+        def work() -> None:
+            rows = self.cuda.array(logits, "float32", (batch, vocab_size))
+            tables = {n: self.cuda.array(at[n], types[n], (batch,)) for n in types}
+            drawn = [
+                _drawn(rows[b], **{n: table[b].item() for n, table in tables.items()})
+                for b in range(batch)
+            ]
+            self.cuda.array(token, "int64", (batch,))[:] = [t for t, _ in drawn]
+            self.cuda.array(logprob, "float32", (batch,))[:] = [p for _, p in drawn]
+
+        self.cuda.put("sample", work)
+
+
+def _drawn(
+    logits_V: np.ndarray, uniform: float, temperature: float, top_k: int, top_p: float, banned: int
+) -> tuple[int, float]:
+    """Token and log-probability, as sample.h and `base.Draw` define them."""
+    if not np.isfinite(logits_V).all():
+        return -1, float("nan")
+    scores = logits_V.astype(np.float64)
+    order = np.argsort(-scores, kind="stable")
+    order = order[order != banned]
+    weights = np.exp(scores - scores.max())
+    total = weights.sum()
+    if temperature > 0:
+        if top_k > 0:
+            order = order[:top_k]
+        shares = np.exp((scores[order] - scores[order[0]]) / temperature)
+        if top_p < 1:
+            cut = int(np.searchsorted(shares.cumsum(), top_p * shares.sum())) + 1
+            order, shares = order[:cut], shares[:cut]
+        by_index = np.argsort(order)
+        sums = shares[by_index].cumsum()
+        order = order[by_index][np.searchsorted(sums, uniform * sums[-1], side="right") :]
+    token = int(order[0])
+    return token, float(np.log(weights[token] / total))
+
+
+def _codes(rows_KND: np.ndarray, kv_dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest codes of each row, and its scale: the largest magnitude over the largest code."""
+    largest = LARGEST_CODE[kv_dtype]
+    top = np.abs(rows_KND).max(axis=-1)
+    factor = np.divide(largest, top, out=np.zeros_like(top), where=top >= 2.0**-100)
+    codes = rows_KND * factor[..., None]
+    codes = np.rint(codes) if kv_dtype == "int8" else codes
+    return codes.astype(np.dtype(kv_dtype)), top / largest
 
 
 def _turned(key_KND: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:

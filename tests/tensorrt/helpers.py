@@ -40,6 +40,7 @@ def fake_bundle(
     max_batch: int = 4,
     max_len: int = 2048,
     chunk: int = 100,
+    kv_dtype: str = "float32",
 ) -> Bundle:
     """A bundle whose plans run the very graphs that TensorRT gets, in float32."""
     none = Progress(None, 0)
@@ -47,16 +48,25 @@ def fake_bundle(
     (path / "plugins.so").write_bytes(PLUGIN_BYTES)
     shared: dict[str, Any] = {"quant": "none", "block_size": 32, "progress": none}
     write_vision(path / "vision.onnx", config, weights, **shared, target=Target(portable=True))
-    write_decoder(path / "decoder.onnx", config, weights, **shared, target=Target(portable=True))
+    target = Target(portable=True, kv_dtype=kv_dtype)
+    write_decoder(path / "decoder.onnx", config, weights, **shared, target=target)
     profiles = {
         "vision": vision_profiles(config, max_pixels=MAX_PIXELS),
         "decoder": decoder_profiles(
-            config, max_batch=max_batch, max_len=max_len, chunk=chunk, quant="none"
+            config,
+            max_batch=max_batch,
+            max_len=max_len,
+            chunk=chunk,
+            quant="none",
+            kv_dtype=kv_dtype,
         ),
     }
     tables = {
         "vision": (vision_inputs(config), vision_outputs(config)),
-        "decoder": (decoder_inputs(config), decoder_outputs(config)),
+        "decoder": (
+            decoder_inputs(config, kv_dtype=kv_dtype),
+            decoder_outputs(config, kv_dtype=kv_dtype),
+        ),
     }
     files = []
     for graph, table in tables.items():
@@ -69,6 +79,7 @@ def fake_bundle(
         version=FakeModule.__version__,
         plugin_sha256=hashlib.sha256(PLUGIN_BYTES).hexdigest(),
         dtype="float32",
+        kv_dtype=kv_dtype,
         quant="none",
         max_batch=max_batch,
         prefill_chunk=chunk,

@@ -105,6 +105,7 @@ RECORDED = EngineRecord(
     version="1.7.1.116",
     plugin_sha256="ab" * 32,
     dtype="bfloat16",
+    kv_dtype="int8",
     quant="int4",
     max_batch=2,
     prefill_chunk=64,
@@ -141,7 +142,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = read_record(bundle)
     assert record == RECORDED
     assert record.find("decoder", 89, where=tmp_path).path == "tensorrt/sm89/decoder.engine"
-    with pytest.raises(BundleError, match=r"--sm 120 --dtype bf16 --quant int4") as refused:
+    with pytest.raises(
+        BundleError, match=r"--sm 120 --dtype bf16 --quant int4 --kv-dtype int8"
+    ) as refused:
         record.find("decoder", 120, where=tmp_path)
     assert refused.value.name == "E_SM"
 
@@ -149,7 +152,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"extra": 1},
         {"version": 3},
         {"max_batch": 0},
@@ -175,7 +178,9 @@ def test_a_bundle_without_engines_says_how_to_build_them(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"sms": (75,)}, "kernels are compiled for"),
+        ({"sms": (70,)}, "kernels are compiled for"),
+        ({"sms": (75, 80), "dtype": "bf16"}, "bf16 needs SM 80 or newer, got 75"),
+        ({"sms": (89,), "kv_dtype": "int4"}, "kv_dtype"),
         ({"sms": ()}, "one or more"),
         ({"sms": (89, 89)}, "each once"),
         ({"sms": (86, 89), "quant": "fp8"}, "fp8 needs SM 89"),
@@ -217,9 +222,10 @@ def test_the_command_refuses_options_that_have_no_effect(tmp_path: Path) -> None
     for flags, what in (
         (["--sm", "89"], "--sm is for TensorRT"),
         (["--dtype", "bf16"], "--dtype is for TensorRT"),
+        (["--kv-dtype", "int8"], "--kv-dtype is for TensorRT"),
         (["--max-batch", "2"], "--max-batch is for TensorRT"),
         (["--backend", "tensorrt"], "give --sm"),
-        (["--backend", "tensorrt", "--sm", "75"], "kernels are compiled"),
+        (["--backend", "tensorrt", "--sm", "70"], "kernels are compiled"),
     ):
         result = CliRunner().invoke(command, [*paths, *flags])
         assert isinstance(result.exception, UsageError), (flags, result.output)
