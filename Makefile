@@ -17,7 +17,7 @@ QUESTION := How many red objects do you see?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types native sanitize cuda test-cuda plugins tensorrt test-gpu bench experiments clean
+.PHONY: help demo test check lint types native sanitize cuda test-cuda test-mutants plugins tensorrt test-gpu bench experiments clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,7 +76,10 @@ cuda: ## compile the CUDA kernels for every target (needs nvcc and cmake, no GPU
 
 test-cuda: cuda $(VENV)/.test ## test the CUDA kernels on an emulated device, and the tests by mutants
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/cuda
-	$(BIN)/python -m tests.cuda.mutants
+	$(BIN)/python -m tests.cuda.mutants --jobs $(JOBS)
+
+test-mutants: $(VENV)/.test ## wrong edits of the CUDA kernels, which the emulated tests must notice
+	$(BIN)/python -m tests.cuda.mutants --jobs $(JOBS)
 
 # The TensorRT headers: of the wheel kernel-lens, or make TENSORRT_INCLUDE=DIR.
 TENSORRT_INCLUDE = $(shell $(BIN)/python -c 'import importlib.util as u; print(u.find_spec("kernel_lens").submodule_search_locations[0] + "/include/tensorrt")')
@@ -89,7 +92,7 @@ plugins: $(VENV)/.run ## compile the TensorRT plugins with their kernels into la
 
 tensorrt: $(VENV)/.test ## build TensorRT engines without a GPU and look into them (needs nvcc and cmake)
 	$(INSTALL) -e '.[test,tensorrt]' kernel-lens
-	$(BIN)/python -m pytest -m tensorrt tests/tensorrt
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m tensorrt tests/tensorrt
 
 test-gpu: plugins $(VENV)/.test ## what only a GPU with TensorRT can show
 	$(INSTALL) -e '.[test,tensorrt]'

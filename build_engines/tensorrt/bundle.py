@@ -40,7 +40,7 @@ from la_trt.files.bundle import BundleWriter, write_bundle
 KERNEL_SMS = (75, 80, 86, 89, 90, 120)  # what csrc/kernels/cuda is compiled for
 KERNEL_HEAD_DIMS = (64, 80, 128)
 FP8_FROM_SM = 89
-BF16_FROM_SM = 80
+BF16_FROM_SM = INT4_FROM_SM = 80
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 KV_DTYPES = {"int8": "int8", "fp8": "float8_e4m3fn"}
 _PLAN_OVERHEAD_BYTES = 64 << 20
@@ -91,6 +91,7 @@ class TensorRTOptions:
                 )
             for used, what, least, instead in (
                 (self.quant == "fp8", "quant fp8", FP8_FROM_SM, "int8 or int4"),
+                (self.quant == "int4", "quant int4", INT4_FROM_SM, "int8"),
                 (self.dtype == "bf16", "dtype bf16", BF16_FROM_SM, "fp16"),
             ):
                 if used and sm < least:

@@ -1,4 +1,4 @@
-"""The CUDA calls that an engine makes: memory, one stream, copies, graphs. Nothing else.
+"""The CUDA calls that an engine makes: memory, one stream, copies, graphs, events.
 
 Every copy is asynchronous and in the order of the stream; host memory is page-locked, and the
 caller keeps it unchanged until `synchronize`.
@@ -31,6 +31,7 @@ class Device:
         self._rt = runtime
         self._device_memory: set[int] = set()
         self._host_memory: set[int] = set()
+        self._events: list[int] = []
         self._call("cudaSetDevice", index)
         kinds = runtime.cudaDeviceAttr
         major = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMajor, index)
@@ -104,9 +105,25 @@ class Device:
         """Forget a recorded graph."""
         self._call("cudaGraphExecDestroy", graph)
 
+    def event(self) -> int:
+        """A new event; it lives as long as the device is open."""
+        self._events.append(int(self._call("cudaEventCreate")))
+        return self._events[-1]
+
+    def record(self, event: int) -> None:
+        """Put an event into the stream."""
+        self._call("cudaEventRecord", event, self.stream)
+
+    def elapsed_ms(self, before: int, after: int) -> float:
+        """The time between two events that the stream has passed."""
+        return float(self._call("cudaEventElapsedTime", before, after))
+
     def close(self) -> None:
-        """Wait, then free the stream and all memory."""
+        """Wait, then free the stream, the events and all memory."""
         self.synchronize()
+        for event in self._events:
+            self._call("cudaEventDestroy", event)
+        self._events.clear()
         for address in list(self._device_memory):
             self.free(address)
         for address in self._host_memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -32,10 +32,12 @@ class OnnxEngine(RowEngine):
     """An `Engine` on ONNX Runtime. KV slots are rows of one host buffer for each layer.
 
     `threads`: of the CPU, all by default. `providers`: exactly these, or MachineError
-    (E_PROVIDER); nothing falls back. `max_len`: KV positions of a slot, at most the bundle's;
-    memory is touched only as slots fill. `mass`: without, the visual mass cannot be asked for,
-    and decoding is a little faster. `huge_pages`: move the weights to huge pages, in the
-    background (Linux, a large model); `pages.wait()` says how many bytes were moved.
+    (E_PROVIDER); nothing falls back. `provider_options`: by provider, such as
+    {"CUDAExecutionProvider": {"device_id": "1"}}. The KV cache lies in host memory whatever the
+    provider. `max_len`: KV positions of a slot, at most the bundle's; memory is touched only as
+    slots fill. `mass`: without, the visual mass cannot be asked for, and decoding is a little
+    faster. `huge_pages`: move the weights to huge pages, in the background (Linux, a large
+    model); `pages.wait()` says how many bytes were moved.
     """
 
     _decoder: DecoderRunner
@@ -46,6 +48,7 @@ class OnnxEngine(RowEngine):
         *,
         threads: int | None = None,
         providers: Sequence[str] = (CPU,),
+        provider_options: Mapping[str, Mapping[str, str]] | None = None,
         max_batch: int = 8,
         max_len: int | None = None,
         mass: bool = True,
@@ -62,6 +65,7 @@ class OnnxEngine(RowEngine):
                 decoder_outputs(config, mass=mass),
                 threads=threads,
                 providers=providers,
+                provider_options=provider_options,
             )
         vision = open_session(
             bundle.file("vision.onnx"),
@@ -69,6 +73,7 @@ class OnnxEngine(RowEngine):
             vision_outputs(config),
             threads=threads,
             providers=providers,
+            provider_options=provider_options,
         )
         self._vision = VisionRunner(vision, config.vision)
         self._decoder = DecoderRunner(decoder, config, max_batch, self._slots.max_len, mass=mass)

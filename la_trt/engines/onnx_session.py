@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from la_trt.bindings import Binding
-from la_trt.errors import BundleError, MachineError
+from la_trt.errors import BundleError, MachineError, UsageError
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+# For a provider unless the caller says otherwise. TF32 would round float32 to ten bits.
+DEFAULT_OPTIONS: dict[str, dict[str, str]] = {CUDA: {"device_id": "0", "use_tf32": "0"}}
 INT8_ARITHMETIC = "4"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
 
@@ -35,25 +38,39 @@ def open_session(
     *,
     threads: int | None,
     providers: Sequence[str],
+    provider_options: Mapping[str, Mapping[str, str]] | None = None,
     optimized_path: Path | None = None,
 ) -> Any:
     """An `InferenceSession` of a graph that has exactly the given bindings.
 
-    Raises MachineError (E_PROVIDER) unless every provider is active, BundleError (E_GRAPH) for
-    another graph. `optimized_path`: where to write the graph as it runs, for inspection.
+    `provider_options`: by provider, over DEFAULT_OPTIONS. Where the CPU is not among the
+    `providers` no node runs there. Raises MachineError (E_PROVIDER) unless every provider is
+    active with its options, BundleError (E_GRAPH) for another graph. `optimized_path`: where to
+    write the graph as it runs, for inspection.
     """
     check_providers(providers)
+    asked = _options_of(providers, provider_options or {})
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # shapes change with every step
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT8_ARITHMETIC)
+    if CPU not in providers:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     try:
-        session = ort.InferenceSession(path, options, providers=list(providers))
+        session = ort.InferenceSession(
+            path, options, providers=[(name, asked[name]) for name in providers]
+        )
     except Exception as error:
+        if tuple(providers) != (CPU,):
+            raise MachineError(
+                f"{path.name}: {', '.join(providers)} cannot run it: {_first_line(error)}\n"
+                "check the provider's libraries and drivers, or ask for CPUExecutionProvider",
+                name="E_PROVIDER",
+            ) from error
         raise BundleError(
             f"{path}: onnxruntime {ort.__version__} refuses the graph: {_first_line(error)}\n"
             "rebuild the bundle",
@@ -67,9 +84,38 @@ def open_session(
             "check its libraries and drivers, or ask for CPUExecutionProvider",
             name="E_PROVIDER",
         )
+    _check_options(session.get_provider_options(), asked)
     _check_bindings(path, session.get_inputs(), inputs)
     _check_bindings(path, session.get_outputs(), outputs)
     return session
+
+
+def _options_of(
+    providers: Sequence[str], given: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    unknown = sorted(set(given) - set(providers))
+    if unknown:
+        raise UsageError(
+            f"provider_options: {unknown[0]!r} is not among the providers {tuple(providers)}"
+        )
+    return {
+        name: DEFAULT_OPTIONS.get(name, {}) | {k: str(v) for k, v in given.get(name, {}).items()}
+        for name in providers
+    }
+
+
+def _check_options(
+    active: Mapping[str, Mapping[str, str]], asked: Mapping[str, Mapping[str, str]]
+) -> None:
+    for name, options in asked.items():
+        for key, value in options.items():
+            got = active[name].get(key)
+            if str(got) != value:
+                raise MachineError(
+                    f"execution provider {name!r}: {key} is {got!r}, not {value!r}\n"
+                    "leave the option out",
+                    name="E_PROVIDER",
+                )
 
 
 def _check_bindings(path: Path, found: Sequence[Any], expected: Sequence[Binding]) -> None:

@@ -22,6 +22,7 @@ from la_trt.bindings import (
 from la_trt.config import ModelConfig
 from la_trt.engines.base import EngineLimits, FloatArray, IntArray
 from la_trt.engines.cuda import Device, cuda_runtime
+from la_trt.engines.cuda_timing import StageTime, StageTimer
 from la_trt.engines.onnx_vision import VisionRunner
 from la_trt.engines.rope import inverse_frequencies
 from la_trt.engines.rows import RowEngine
@@ -117,7 +118,8 @@ class TensorRTEngine(RowEngine):
         for graph, (inputs, outputs) in tables.items():
             file = record.find(graph, device.sm, where=bundle.path)
             plans[graph] = Plan(trt, device, bundle.file(file.path), file, inputs, outputs)
-        session = _VisionSession(plans["vision"], device, config, dtype)
+        self._timer = StageTimer(device)
+        session = _VisionSession(plans["vision"], device, config, dtype, self._timer)
         self._vision = VisionRunner(session, config.vision, images_at_once=1)
         self._decoder = TensorRTRunner(
             plans["decoder"],
@@ -129,6 +131,7 @@ class TensorRTEngine(RowEngine):
             max_len=self._slots.max_len,
             chunk=record.prefill_chunk,
             calls=self._calls,
+            timer=self._timer,
             graphs=graphs,
         )
         self._copies = _CopyTables(device, self._slots.max_len, config.text.head_dim)
@@ -151,26 +154,35 @@ class TensorRTEngine(RowEngine):
             return
         text = self._config.text
         angle = delta * inverse_frequencies(text.rope_theta, text.head_dim).astype(np.float64)
-        indices, cos, sin = self._copies.upload(source_index, np.cos(angle), np.sin(angle))
-        kv = self._decoder.kv
-        scales = zip(kv("key_scale"), kv("value_scale"), strict=True)
-        self._calls.kv_reinject(
-            kv("key"),
-            kv("value"),
-            [address for pair in scales for address in pair],
-            indices,
-            cos,
-            sin,
-            kv_dtype=self._kv_dtype,
-            num_kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            capacity=kv_capacity(self._slots.max_len),
-            slot=slot,
-            num_tokens=count,
-            first=length,
-            stream=self._device.stream,
-        )
+        with self._timer.stage("kv_reinject"):
+            indices, cos, sin = self._copies.upload(source_index, np.cos(angle), np.sin(angle))
+            kv = self._decoder.kv
+            scales = zip(kv("key_scale"), kv("value_scale"), strict=True)
+            self._calls.kv_reinject(
+                kv("key"),
+                kv("value"),
+                [address for pair in scales for address in pair],
+                indices,
+                cos,
+                sin,
+                kv_dtype=self._kv_dtype,
+                num_kv_heads=text.num_key_value_heads,
+                head_dim=text.head_dim,
+                capacity=kv_capacity(self._slots.max_len),
+                slot=slot,
+                num_tokens=count,
+                first=length,
+                stream=self._device.stream,
+            )
         self._slots.grow(slot, count)
+
+    def stage_times(self) -> dict[str, StageTime]:
+        """The GPU's time since the start for `vision`, `chunk` (prefill, and re-injection by
+        `embed`), `token` (a decoding pass) and `kv_reinject`, as far as they ran.
+        """
+        self._device.synchronize()
+        self._timer.collect()
+        return dict(self._timer.stages)
 
     def close(self) -> None:
         """Give all GPU memory back; the engine is of no use afterwards."""
@@ -212,8 +224,10 @@ class _CopyTables:
 class _VisionSession:
     """The vision plan as `VisionRunner` calls it: one image a run, buffers allocated once."""
 
-    def __init__(self, plan: Plan, device: Device, config: ModelConfig, dtype: str) -> None:
-        self._plan, self._device = plan, device
+    def __init__(
+        self, plan: Plan, device: Device, config: ModelConfig, dtype: str, timer: StageTimer
+    ) -> None:
+        self._plan, self._device, self._timer = plan, device, timer
         self._inputs = vision_inputs(config, dtype=dtype)
         self._outputs = vision_outputs(config, dtype=dtype)
         self._unit = config.vision.spatial_merge_size**2
@@ -241,18 +255,20 @@ class _VisionSession:
         for b in self._inputs:
             self._view(places[b.name])[:] = feeds[b.name]
         up = places[self._outputs[0].name].offset
-        self._device.upload(self._address, self._host[:up])
         shapes = {b.name: shape_of(b, letters) for b in self._inputs}
         profile = self._plan.profile_for(shapes)
         if profile not in self._contexts:
             self._contexts[profile] = self._plan.context(profile)
         addresses = {name: self._address + p.offset for name, p in places.items()}
-        self._plan.enqueue(self._contexts[profile], shapes, addresses)
-        for b in self._outputs:
-            found = places[b.name]
-            part = self._host[found.offset : found.offset + found.num_bytes]
-            self._device.download(part, self._address + found.offset)
+        with self._timer.stage("vision"):
+            self._device.upload(self._address, self._host[:up])
+            self._plan.enqueue(self._contexts[profile], shapes, addresses)
+            for b in self._outputs:
+                found = places[b.name]
+                part = self._host[found.offset : found.offset + found.num_bytes]
+                self._device.download(part, self._address + found.offset)
         self._device.synchronize()
+        self._timer.collect()
         return [self._view(places[name]) for name in names]
 
     def _view(self, found: Any) -> Any:

@@ -25,6 +25,7 @@ from la_trt.bindings import (
 from la_trt.config import ModelConfig
 from la_trt.engines.base import Draw, Drawn
 from la_trt.engines.cuda import Device
+from la_trt.engines.cuda_timing import StageTimer
 from la_trt.engines.rows import RowBatch, RowOutput
 from la_trt.engines.tensorrt_calls import KernelCalls
 from la_trt.engines.tensorrt_plan import Plan
@@ -57,12 +58,13 @@ class TensorRTRunner:
         max_len: int,
         chunk: int,
         calls: KernelCalls,
+        timer: StageTimer,
         graphs: bool = True,
     ) -> None:
         self._plan, self._device, self._text = plan, device, config.text
         self._dtype = np.dtype(dtype)
         self._max_len, self._max_batch = max_len, max_batch
-        self._calls, self._graphs_on = calls, graphs
+        self._calls, self._timer, self._graphs_on = calls, timer, graphs
         tables = (
             decoder_inputs(config, dtype=dtype, kv_dtype=kv_dtype),
             decoder_outputs(config, dtype=dtype, kv_dtype=kv_dtype),
@@ -103,11 +105,13 @@ class TensorRTRunner:
         letters = self._letters(rows)
         self._fill(rows, letters)
         results, _ = place(self._results, letters)
-        if letters["S"] == 1 and rows.visual_embeds is None and self._graphs_on:
-            self._decode(rows, letters)
-        else:
-            self._pass(rows, letters, self._context(rows, letters))
+        with self._timer.stage("token" if letters["S"] == 1 else "chunk"):
+            if letters["S"] == 1 and rows.visual_embeds is None and self._graphs_on:
+                self._decode(rows, letters)
+            else:
+                self._pass(rows, letters, self._context(rows, letters))
         self._device.synchronize()
+        self._timer.collect()
         logits, mass, token, logprob = (self._output.view(found) for found in results.values())
         drawn = zip(rows.draws, token.tolist(), logprob.tolist(), strict=False)
         return RowOutput(

@@ -15,6 +15,7 @@ CSRC = ROOT / "csrc"
 SOURCE = CSRC / "kernels" / "cuda"
 BUILD = ROOT / "build" / "cuda"
 PROGRAM = BUILD / "latrt_cuda_tests"
+CALLS = BUILD / "liblatrt_emulated_calls.so"  # the library's calls, their kernels emulated
 TURING = BUILD / "latrt_cuda_tests_turing"  # the kernels that differ on capability 7.5
 TIMEOUT_S = 600
 
@@ -42,15 +43,17 @@ def missing() -> str:
     return next((tool for tool in ("cmake", "nvcc") if not shutil.which(tool)), "")
 
 
-def build() -> None:
-    """The test programs, compiled anew where a source changed; one process at a time."""
+def build(*targets: str) -> None:
+    """The test programs, or `targets`, compiled anew where a source changed; one process at a
+    time.
+    """
+    wanted = targets or (PROGRAM.name, TURING.name)
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in (
             ["cmake", "-S", str(SOURCE), "-B", str(BUILD)],
-            ["cmake", "--build", str(BUILD), "--parallel", "2", "--target"]
-            + [program.name for program in (PROGRAM, TURING)],
+            ["cmake", "--build", str(BUILD), "--parallel", "2", "--target", *wanted],
         ):
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -1,14 +1,16 @@
 """Wrong edits of the CUDA kernels, each of which the emulated tests must notice.
 
-    python -m tests.cuda.mutants [NUMBER ...]
+    python -m tests.cuda.mutants [--jobs N] [NUMBER ...]
 
 A few run with the ordinary tests, all of them with `make test-cuda`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cuda.emulated import TURING, Mutant, build
@@ -112,17 +114,26 @@ ORDINARY = (0, 10, 21)  # the numbers that the ordinary tests run
 
 def main() -> int:
     """The number of mutants that no test noticed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("numbers", nargs="*", type=int, metavar="NUMBER", help="default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
+    given = parser.parse_args()
     build()
     survivors = 0
-    for number in [int(a) for a in sys.argv[1:]] or range(len(MUTANTS)):
-        mutant = MUTANTS[number]
-        with tempfile.TemporaryDirectory() as folder:
-            survived = mutant.survives(Path(folder))
-        survivors += bool(survived)
-        verdict = "SURVIVED" if survived else "noticed "
-        print(f"{number:2} {verdict} {mutant.file}: {mutant.old} -> {mutant.new}", flush=True)
-    print(f"{survivors} survivors")
+    numbers = given.numbers or list(range(len(MUTANTS)))
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for number, survived in zip(numbers, pool.map(_survives, numbers), strict=True):
+            mutant = MUTANTS[number]
+            survivors += survived
+            verdict = "SURVIVED" if survived else "noticed "
+            print(f"{number:2} {verdict} {mutant.file}: {mutant.old} -> {mutant.new}", flush=True)
+    print(f"{survivors} survivors of {len(numbers)} mutants")
     return survivors
+
+
+def _survives(number: int) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        return bool(MUTANTS[number].survives(Path(folder)))
 
 
 if __name__ == "__main__":

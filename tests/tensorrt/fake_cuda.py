@@ -47,7 +47,11 @@ class FakeCuda:
         self.queue: list[Callable[[], None]] = []
         self.captured: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, int] = {}  # what was put into the stream or a graph
+        self.ran: dict[str, int] = {}  # what has run, in graphs too
+        self.downloaded_bytes = self.captured_bytes = self.work_done = 0
+        self.graph_bytes: dict[int, int] = {}  # what each downloads
+        self.events: dict[int, int | None] = {}  # when each was passed: things done before it
         self._next = _FIRST_ADDRESS
         self._handles = 100
 
@@ -94,7 +98,12 @@ class FakeCuda:
     def put(self, name: str, work: Callable[[], None]) -> None:
         """Work at the end of the stream, or of the graph that is being recorded."""
         self.counts[name] = self.counts.get(name, 0) + 1
-        (self.queue if self.captured is None else self.captured).append(work)
+
+        def run() -> None:
+            self.ran[name] = self.ran.get(name, 0) + 1
+            work()
+
+        (self.queue if self.captured is None else self.captured).append(run)
 
     def cudaMemcpyAsync(
         self, to: int, source: int, num_bytes: int, kind: int, stream: int
@@ -116,6 +125,10 @@ class FakeCuda:
                 there[:] = self.memory(device, num_bytes)
 
         assert len(data) == num_bytes
+        if not up and self.captured is None:
+            self.downloaded_bytes += num_bytes
+        elif not up:
+            self.captured_bytes += num_bytes
         self.put("upload" if up else "download", copy)
         return (_Error.cudaSuccess,)
 
@@ -133,6 +146,7 @@ class FakeCuda:
         queue, self.queue = self.queue, []
         for work in queue:
             work()
+            self.work_done += 1
         return (_Error.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
@@ -147,6 +161,29 @@ class FakeCuda:
         self.stream = 0
         return (_Error.cudaSuccess,)
 
+    # Events
+
+    def cudaEventCreate(self) -> tuple[Any, ...]:
+        event = self._handle()
+        self.events[event] = None
+        return _Error.cudaSuccess, event
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
+        del self.events[event]
+        return (_Error.cudaSuccess,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        self._check_stream(stream)
+        assert self.captured is None, "an event is recorded into a graph"
+        self.events[event] = None
+        self.queue.append(lambda: self.events.update({event: self.work_done}))
+        return (_Error.cudaSuccess,)
+
+    def cudaEventElapsedTime(self, before: int, after: int) -> tuple[Any, ...]:
+        times = self.events[before], self.events[after]
+        assert times[0] is not None and times[1] is not None, "an event that was not passed"
+        return _Error.cudaSuccess, float(times[1] - times[0])
+
     # Graphs
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
@@ -160,11 +197,13 @@ class FakeCuda:
         assert self.captured is not None
         graph = self._handle()
         self.graphs[graph], self.captured = self.captured, None
+        self.graph_bytes[graph], self.captured_bytes = self.captured_bytes, 0
         return _Error.cudaSuccess, graph
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:
         executable = self._handle()
         self.graphs[executable] = self.graphs[graph]
+        self.graph_bytes[executable] = self.graph_bytes[graph]
         return _Error.cudaSuccess, executable
 
     def cudaGraphDestroy(self, graph: int) -> tuple[Any, ...]:
@@ -179,6 +218,7 @@ class FakeCuda:
     def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:
         self._check_stream(stream)
         work = self.graphs[graph]
+        self.downloaded_bytes += self.graph_bytes[graph]
         self.put("graph", lambda: [part() for part in work] and None)
         return (_Error.cudaSuccess,)
 

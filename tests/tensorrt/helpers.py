@@ -20,10 +20,12 @@ from build_engines.vision import write_vision
 from la_trt.bindings import decoder_inputs, decoder_outputs, vision_inputs, vision_outputs
 from la_trt.config import ModelConfig
 from la_trt.engines.tensorrt import TensorRTEngine
-from la_trt.engines.tensorrt_library import TensorRT
+from la_trt.engines.tensorrt_calls import KernelCalls
+from la_trt.engines.tensorrt_library import PluginLibrary, TensorRT
 from la_trt.engines.tensorrt_record import RECORD, EngineFile, EngineRecord
 from la_trt.files.bundle import Bundle, BundleLimits
 from la_trt.files.manifest import FileEntry, Manifest
+from tests.cuda import emulated
 from tests.tensorrt.fake_cuda import FakeCuda
 from tests.tensorrt.fake_trt import FakeCalls, FakeModule, write_fake_plan
 
@@ -102,7 +104,7 @@ def fake_bundle(
 
 
 def fake_engine(
-    bundle: Bundle, *, cuda: FakeCuda | None = None, **options: Any
+    bundle: Bundle, *, cuda: FakeCuda | None = None, calls: Any = FakeCalls, **options: Any
 ) -> tuple[TensorRTEngine, FakeCuda, FakeModule]:
     """The engine of a `fake_bundle`, and the fakes under it."""
     cuda = cuda or FakeCuda(sm=SM)
@@ -112,10 +114,71 @@ def fake_engine(
         plugins=bundle.path / "plugins.so",
         trt=TensorRT("tensorrt_rtx", module),
         runtime=cuda,
-        calls=FakeCalls(cuda),  # type: ignore[arg-type]
+        calls=calls(cuda),
         **options,
     )
     return engine, cuda, module
+
+
+def why_no_emulation() -> str:
+    """What is missing to compile the emulated kernels, or ''."""
+    return emulated.missing()
+
+
+class EmulatedCalls:
+    """The kernels of the plugin library on the emulated thread model, over `FakeCuda`'s memory.
+
+    The same functions, through the same ctypes, as on a GPU; only addresses are translated, and
+    the work waits in the fake stream. Float32 caches have no kernel. `launched` counts.
+    """
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        emulated.build("latrt_emulated_calls")
+        self._cuda = cuda
+        self._calls = KernelCalls(PluginLibrary(emulated.CALLS, ""))
+        self.launched = {"sample": 0, "kv_reinject": 0}
+
+    def sample(self, logits: int, *, batch: int, vocab_size: int, stream: int, **at: int) -> None:
+        assert stream == self._cuda.stream
+
+        def work() -> None:
+            self.launched["sample"] += 1
+            here = {name: self._host(address) for name, address in at.items()}
+            self._calls.sample(
+                self._host(logits), batch=batch, vocab_size=vocab_size, stream=0, **here
+            )
+
+        self._cuda.put("sample", work)
+
+    def kv_reinject(
+        self,
+        keys: list[int],
+        values: list[int],
+        scales: list[int],
+        source_index: int,
+        cos: int,
+        sin: int,
+        *,
+        stream: int,
+        **sizes: Any,
+    ) -> None:
+        assert stream == self._cuda.stream
+
+        def work() -> None:
+            self.launched["kv_reinject"] += 1
+            caches = [[self._host(a) for a in some] for some in (keys, values, scales)]
+            tables = [self._host(a) for a in (source_index, cos, sin)]
+            self._calls.kv_reinject(*caches, *tables, stream=0, **sizes)
+
+        self._cuda.put("kv_reinject", work)
+
+    def _host(self, address: int) -> int:
+        return int(self._cuda.memory(address, 1).ctypes.data)
+
+
+def emulated_calls(cuda: FakeCuda) -> EmulatedCalls:
+    """The emulated kernels over the memory of `cuda`."""
+    return EmulatedCalls(cuda)
 
 
 def with_record(bundle: Bundle, **changes: Any) -> Bundle:

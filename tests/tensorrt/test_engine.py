@@ -111,7 +111,7 @@ def test_decoding_waits_once_a_token_and_replays_a_graph(opened: Any) -> None:
     cuda.counts.clear()
     engine.kv_reinject(slot, np.array([1, 2]), 9)
     assert cuda.counts == {"upload": 1, "kv_reinject": 1}
-    assert len(cuda.queue) == 2, "the injection is in the stream, not done"
+    assert len(cuda.queue) == 4, "the injection is in the stream between its events, not done"
     engine.forward(replace(text_step(slot, [9], 20), visual_keys=(keys,)))
     assert cuda.counts["graph"] == 1
     assert engine._decoder.num_graphs() == 1
@@ -129,6 +129,7 @@ def test_no_memory_is_allocated_after_the_start(opened: Any) -> None:
     assert (set(cuda.allocations), set(cuda.host)) == (held, pinned)
     engine.close()
     assert not cuda.allocations and not cuda.host and not cuda.graphs and not cuda.stream
+    assert not cuda.events
 
 
 def test_many_injections_before_a_pass_keep_their_tables(tmp_path: Path) -> None:

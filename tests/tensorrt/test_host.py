@@ -179,6 +179,7 @@ def test_a_bundle_without_engines_says_how_to_build_them(tmp_path: Path) -> None
     ("options", "what"),
     [
         ({"sms": (70,)}, "kernels are compiled for"),
+        ({"sms": (75,), "quant": "int4"}, "int4 needs SM 80 or newer, got 75\nuse int8"),
         ({"sms": (75, 80), "dtype": "bf16"}, "bf16 needs SM 80 or newer, got 75"),
         ({"sms": (89,), "kv_dtype": "int4"}, "kv_dtype"),
         ({"sms": ()}, "one or more"),

@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 
 from build_engines.progress import Progress
-from build_engines.tensorrt.bundle import TensorRTOptions, build_tensorrt, write_graph
+from build_engines.tensorrt.bundle import (
+    KV_DTYPES,
+    TensorRTOptions,
+    build_tensorrt,
+    write_graph,
+)
 from build_engines.tensorrt.plan import build_plan, check_plan, count_in_plan
 from build_engines.tensorrt.profiles import decoder_profiles, vision_profiles
 from la_trt.assets import TINY_CHECKPOINT
@@ -123,35 +128,58 @@ def operators(plan: Path) -> str:
     return "\n".join(piece.decode() for piece in found)
 
 
-def check_decoder(plan: Path, weights: Path, quant: str) -> None:
-    """The plugin in every layer, the cache copied nowhere, products fused, weights once."""
-    check_plan(
-        plan, num_plugins=2 * LAYERS, max_bytes=int(1.1 * weights.stat().st_size) + (16 << 20)
-    )
+def check_decoder(plan: Path, weights: Path, quant: str, num_profiles: int) -> None:
+    """The plugin in every layer, the cache copied nowhere, each of the products (five a layer, and
+    the head) fused with what decodes its weights, and the plan within 1.1 times the weights.
+    """
+    check_plan(plan, num_plugins=2 * LAYERS, max_bytes=int(1.1 * weights.stat().st_size))
     text = operators(plan)
     copies = [line for line in text.splitlines() if re.search("copy|reformat", line, re.I)]
     assert not [line for line in copies if "past_" in line or "present_" in line]
     fused = re.findall(r"runtime_fusion=\{ name=(\w+)", text)
     products = {"none": "Fc", "int8": "CastMulCastFc", "int4": "CastMulCastFc", "fp8": "MulCastFc"}
-    assert any(products[quant] in name for name in fused), set(fused)
+    if quant == "none":
+        assert any("Fc" in name for name in fused), set(fused)
+    else:
+        decoded = [name for name in fused if products[quant] in name]
+        assert len(decoded) == num_profiles * (5 * LAYERS + 1), fused
     assert re.search(r"__myl_\w*MeanAddSqrtDivMul", text), "RMS norm is not fused"
 
 
-KINDS = [("fp16", "none"), ("bf16", "none"), ("fp16", "int8"), ("bf16", "int4"), ("fp16", "fp8")]
+SMS = (75, 80, 86, 89, 120)
+KINDS = [  # activations, weights, KV cache
+    ("fp16", "none", None, SMS),
+    ("fp16", "int8", "fp8", SMS),
+    ("bf16", "none", "int8", SMS[1:]),
+    ("bf16", "int4", None, SMS[1:]),
+    ("fp16", "fp8", None, SMS[3:]),
+]
 
 
-@pytest.mark.parametrize(("dtype", "quant"), KINDS)
+@pytest.mark.parametrize(("dtype", "quant", "kv_dtype", "sms"), KINDS)
 def test_the_decoder_at_the_width_of_3b(
-    dtype: str, quant: Any, trt: TensorRT, tmp_path: Path
+    dtype: str,
+    quant: Any,
+    kv_dtype: str | None,
+    sms: tuple[int, ...],
+    trt: TensorRT,
+    tmp_path: Path,
 ) -> None:
-    """SM 80, 86, 89 and 120; fp8 from 89 on."""
+    """SM 75, 80, 86, 89 and 120, as far as each has the types."""
     config = config_3b()
-    graph = write(tmp_path, "decoder", config, dtype=dtype, quant=quant)
-    profiles = decoder_profiles(config, max_batch=8, max_len=4096, chunk=512, quant=quant)
-    for sm in (89, 120) if quant == "fp8" else (80, 86, 89, 120):
+    graph = write(tmp_path, "decoder", config, dtype=dtype, quant=quant, kv_dtype=kv_dtype)
+    profiles = decoder_profiles(
+        config,
+        max_batch=8,
+        max_len=4096,
+        chunk=512,
+        quant=quant,
+        kv_dtype=KV_DTYPES.get(kv_dtype or "", ""),
+    )
+    for sm in sms:
         plan = tmp_path / f"sm{sm}.engine"
         build_plan(trt, graph, plan, profiles, sm=sm)
-        check_decoder(plan, graph.with_name("decoder.onnx.data"), quant)
+        check_decoder(plan, graph.with_name("decoder.onnx.data"), quant, len(profiles))
         plan.unlink()
 
 
@@ -160,11 +188,11 @@ def test_the_vision_tower_at_the_width_of_3b(dtype: str, trt: TensorRT, tmp_path
     config = config_3b()
     graph = write(tmp_path, "vision", config, dtype=dtype)
     profiles = vision_profiles(config, max_pixels=1024 * 28 * 28)
-    for sm in (80, 86, 89, 120):
+    for sm in SMS[1:] if dtype == "bf16" else SMS:
         plan = tmp_path / f"sm{sm}.engine"
         build_plan(trt, graph, plan, profiles, sm=sm)
         size = graph.with_name("vision.onnx.data").stat().st_size
-        check_plan(plan, num_plugins=0, max_bytes=int(1.1 * size) + (16 << 20))
+        check_plan(plan, num_plugins=0, max_bytes=int(1.1 * size))
         plan.unlink()
 
 
@@ -208,12 +236,20 @@ def test_what_the_parser_refuses_is_reported(trt: TensorRT, tmp_path: Path) -> N
     assert refused.value.name == "E_TENSORRT"
 
 
+@pytest.mark.parametrize(
+    ("sms", "quant", "kv_dtype"), [(SMS, "int8", None), ((80, 89), "int4", "int8")]
+)
 def test_the_shipped_checkpoint_becomes_a_bundle(
-    trt: TensorRT, plugins: Path, tmp_path: Path
+    sms: tuple[int, ...],
+    quant: Any,
+    kv_dtype: str | None,
+    trt: TensorRT,
+    plugins: Path,
+    tmp_path: Path,
 ) -> None:
-    """`build --backend tensorrt` for two kinds of GPU, with a progress that ends."""
+    """`build --backend tensorrt` for every kind of GPU, with a progress that ends."""
     seen: list[tuple[str, int, int]] = []
-    options = TensorRTOptions(sms=(80, 89), quant="int4", plugins=plugins, max_batch=2)
+    options = TensorRTOptions(sms=sms, quant=quant, kv_dtype=kv_dtype, plugins=plugins, max_batch=2)
     build_tensorrt(
         TINY_CHECKPOINT,
         tmp_path / "b",
@@ -224,10 +260,11 @@ def test_the_shipped_checkpoint_becomes_a_bundle(
     bundle = open_bundle(tmp_path / "b")
     assert not [n for n in bundle.names() if n.endswith((".onnx", ".data"))]
     record = read_record(bundle)
-    assert record.sms() == (80, 89)
+    assert record.sms() == sms
+    assert record.kv_dtype == (kv_dtype or "float16")
     assert (record.runtime, record.version) == ("tensorrt_rtx", trt.version)
     assert record.plugin_sha256 == plugin_library(plugins).sha256
-    assert len(record.engines) == 4
+    assert len(record.engines) == 2 * len(sms)
     for engine in record.engines:
         plugins_in_plan = count_in_plan(bundle.file(engine.path), "VisualAttention")
         layers = bundle.config.text.num_hidden_layers
@@ -237,4 +274,4 @@ def test_the_shipped_checkpoint_becomes_a_bundle(
         done = [d for s, d, _ in seen if s == stage]
         assert done == sorted(done), stage
     assert "decoder engine, SM 80" in stages and "vision engine, SM 89" in stages
-    assert json.loads((tmp_path / "b" / "bundle.json").read_text())["request"]["sm"] == [80, 89]
+    assert json.loads((tmp_path / "b" / "bundle.json").read_text())["request"]["sm"] == list(sms)
