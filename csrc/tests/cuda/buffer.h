@@ -1,7 +1,9 @@
 // "Device" memory of the emulation: a page that faults lies behind every buffer, and what no
-// test wrote is poison.
+// test wrote is poison. With LATRT_TEST_ON_DEVICE managed memory of a GPU: what lies behind a
+// buffer then belongs to nobody, which compute-sanitizer watches.
 #pragma once
 
+#include <cuda_runtime_api.h>
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -19,10 +21,17 @@ class Buffer {
         const size_t page = 4096, bytes = count * sizeof(T);
         used_ = (bytes + 15) / 16 * 16;
         pages_ = (used_ + page - 1) / page * page;
+#ifdef LATRT_TEST_ON_DEVICE
+        void* memory = nullptr;
+        const bool failed = cudaMallocManaged(&memory, pages_ + (pages_ == 0)) != cudaSuccess;
+        base_ = static_cast<uint8_t*>(memory);
+        if (failed) {
+#else
         void* memory =
             mmap(nullptr, pages_ + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         base_ = static_cast<uint8_t*>(memory);
         if (memory == MAP_FAILED || mprotect(base_ + pages_, page, PROT_NONE) != 0) {
+#endif
             std::perror("buffer");
             std::abort();
         }
@@ -31,7 +40,11 @@ class Buffer {
     explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) {
         if (!values.empty()) std::memcpy(data(), values.data(), values.size() * sizeof(T));
     }
+#ifdef LATRT_TEST_ON_DEVICE
+    ~Buffer() { cudaFree(base_); }
+#else
     ~Buffer() { munmap(base_, pages_ + 4096); }
+#endif
     Buffer(const Buffer&) = delete;
     Buffer& operator=(const Buffer&) = delete;
 

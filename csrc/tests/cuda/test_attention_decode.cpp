@@ -32,7 +32,7 @@ void check(uint64_t seed, int dim, int most_keys, int num_sms = 0) {
     cuda::AttentionDecodeParams p = params(c);
     test::Buffer<uint8_t> workspace(cuda::attention_decode_workspace(p));
     p.workspace = workspace.data();
-    CHECK(cuda::launch_attention_decode(p, nullptr) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_attention_decode(p, nullptr)) == cudaSuccess);
     c.check(__FILE__, __LINE__);
     CHECK(workspace.edges_untouched());
 }
@@ -68,6 +68,6 @@ TEST(attention_decode_refuses_bf16) {
     cuda::AttentionDecodeParams p = params(c);
     test::Buffer<uint8_t> workspace(cuda::attention_decode_workspace(p));
     p.workspace = workspace.data();
-    CHECK(cuda::launch_attention_decode(p, nullptr) == cudaErrorNotSupported);
+    CHECK(test::finished(cuda::launch_attention_decode(p, nullptr)) == cudaErrorNotSupported);
 }
 #endif

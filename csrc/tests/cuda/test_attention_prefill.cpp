@@ -31,7 +31,7 @@ void check(uint64_t seed, int dim, int most_tokens, int most_keys) {
     cuda::AttentionPrefillParams p = params(c);
     test::Buffer<uint8_t> workspace(cuda::attention_prefill_workspace(p));
     p.workspace = workspace.data();
-    CHECK(cuda::launch_attention_prefill(p, nullptr) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_attention_prefill(p, nullptr)) == cudaSuccess);
     c.check(__FILE__, __LINE__);
     CHECK(workspace.edges_untouched());
 }
@@ -61,6 +61,6 @@ TEST(attention_prefill_refuses_bf16) {
     cuda::AttentionPrefillParams p = params(c);
     test::Buffer<uint8_t> workspace(cuda::attention_prefill_workspace(p));
     p.workspace = workspace.data();
-    CHECK(cuda::launch_attention_prefill(p, nullptr) == cudaErrorNotSupported);
+    CHECK(test::finished(cuda::launch_attention_prefill(p, nullptr)) == cudaErrorNotSupported);
 }
 #endif

@@ -35,12 +35,12 @@ void check(uint64_t seed, int dim) {
     Acts v(type, rows, columns, columns), out(type, rows, columns, columns + 16);
     q.fill(random, random.uniform(0.5f, 5)), k.fill(random, 1), v.fill(random, 2);
     const float scale = 1 / std::sqrt(float(dim));
-    CHECK(cuda::launch_attention_vision(
+    CHECK(test::finished(cuda::launch_attention_vision(
               {q.bits.data(), k.bits.data(), v.bits.data(), out.bits.data(),
                packed ? cu_seqlens.data() : nullptr, packed ? nullptr : length.data(), type,
                windows, longest, heads, dim, scale, int64_t(q.ld), int64_t(k.ld), int64_t(v.ld),
                int64_t(out.ld)},
-              nullptr) == cudaSuccess);
+              nullptr)) == cudaSuccess);
     std::vector<bool> real(size_t(rows), false);
     for (int w = 0; w < windows; ++w) {
         const int count = lengths[size_t(w)], start = starts[size_t(w)];
@@ -81,9 +81,9 @@ TEST(attention_vision_equals_the_reference) {
 
 TEST(attention_vision_refuses_bf16_where_nothing_multiplies_it) {
     Buffer<uint16_t> rows(size_t{64});
-    const auto status = cuda::launch_attention_vision(
+    const auto status = test::finished(cuda::launch_attention_vision(
         {rows.data(), rows.data(), rows.data(), rows.data(), nullptr, nullptr, ActType::bf16, 1, 1,
          1, 64, 0.125f, 64, 64, 64, 64},
-        nullptr);
+        nullptr));
     CHECK(status == (test::kBf16 ? cudaSuccess : cudaErrorNotSupported));
 }

@@ -50,7 +50,7 @@ void check(uint64_t seed) {
                                       codes ? v_scale.data() : nullptr,
                                       sources.data(), cos.data(), sin.data(), type, layers, heads,
                                       dim, k[0]->batch_rows, capacity, b, count, first};
-    CHECK(cuda::launch_kv_reinject(p, nullptr) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_kv_reinject(p, nullptr)) == cudaSuccess);
     char what[120];
     std::snprintf(what, sizeof what, "seed %d %s D=%d K=%d L=%d N=%d first=%d", int(seed),
                   test::name(type), dim, heads, layers, count, first);
@@ -106,5 +106,5 @@ TEST(kv_reinject_refuses_too_many_layers) {
     cuda::KvReinjectParams p = {};
     p.num_layers = cuda::kMaxReinjectLayers + 1;
     p.num_tokens = 1;
-    CHECK(cuda::launch_kv_reinject(p, nullptr) == cudaErrorInvalidValue);
+    CHECK(test::finished(cuda::launch_kv_reinject(p, nullptr)) == cudaErrorInvalidValue);
 }

@@ -98,7 +98,7 @@ void check(uint64_t seed, int dim) {
     p.num_tokens = rows, p.type = c.type, p.num_heads = heads;
     p.ldq = int64_t(c.q->ld), p.ldq_out = int64_t(q_out.ld);
     p.ldk = int64_t(k.ld), p.ldv = int64_t(v.ld);
-    CHECK(cuda::launch_rope_write_kv(p, nullptr) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_rope_write_kv(p, nullptr)) == cudaSuccess);
 
     const int half = dim / 2;
     std::vector<float> got, want, bound;
@@ -171,7 +171,7 @@ TEST(rope_write_kv_keeps_what_is_no_number) {
                    kv, 1, 64, 2, 2, 2};
         p.sequences = {1, 2, 2, nullptr, nullptr, kv_len.data(), 0};
         p.num_tokens = 2, p.type = ActType::f16, p.ldk = p.ldv = 64;
-        CHECK(cuda::launch_rope_write_kv(p, nullptr) == cudaSuccess);
+        CHECK(test::finished(cuda::launch_rope_write_kv(p, nullptr)) == cudaSuccess);
         CHECK(std::isnan(kc.get(0, 5)));
         for (int d = 0; d < 64; ++d) CHECK(vc.get(1, d) == 0 && std::isfinite(kc.get(1, d)));
     }

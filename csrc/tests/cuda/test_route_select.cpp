@@ -35,8 +35,8 @@ void check_select(uint64_t seed) {
                                : random.integer(-1, 1) * 0.0;
     }
     Buffer<int64_t> selected(size_t(batch * count));
-    CHECK(cuda::launch_route_select({mass.data(), selected.data(), batch, num_visual, count},
-                                    nullptr) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_route_select({mass.data(), selected.data(), batch, num_visual, count},
+                                    nullptr)) == cudaSuccess);
     for (int b = 0; b < batch; ++b) {
         const auto want = best(&mass[size_t(b * num_visual)], num_visual, count);
         for (int i = 0; i < count; ++i) {
@@ -66,8 +66,8 @@ void check_add(uint64_t seed) {
         const size_t b = i / size_t(keys);
         if (source[i] >= 0) step[b * size_t(sources) + size_t(source[i])] += double(mass[i]);
     }
-    CHECK(cuda::launch_mass_add({mass.data(), source.data(), sum.data(), batch, keys, sources, 0.5},
-                                nullptr) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_mass_add({mass.data(), source.data(), sum.data(), batch, keys, sources, 0.5},
+                                nullptr)) == cudaSuccess);
     for (size_t i = 0; i < sum.size(); ++i) CHECK(sum[i] == want[i] + step[i] * 0.5);
     CHECK(sum.edges_untouched());
 }
@@ -79,7 +79,7 @@ TEST(route_select_equals_a_stable_sort) {
 }
 
 TEST(route_select_refuses_more_than_there_are) {
-    CHECK(cuda::launch_route_select({nullptr, nullptr, 1, 3, 4}, nullptr) == cudaErrorInvalidValue);
+    CHECK(test::finished(cuda::launch_route_select({nullptr, nullptr, 1, 3, 4}, nullptr)) == cudaErrorInvalidValue);
 }
 
 TEST(mass_add_counts_copies_for_their_source) {

@@ -88,10 +88,10 @@ void check(uint64_t seed) {
                                  random.integer(0, vocab - 1)};
         banned[size_t(b)] = kinds[random.integer(0, 2)];
     }
-    CHECK(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
+    CHECK(test::finished(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
                                top_p.data(), banned.data(), token.data(), logprob.data(), batch,
                                vocab, int64_t(ld)},
-                              nullptr) == cudaSuccess);
+                              nullptr)) == cudaSuccess);
     for (int b = 0; b < batch; ++b) {
         const float* row = &logits[size_t(b) * ld];
         const int64_t got = token[size_t(b)];
@@ -129,9 +129,29 @@ TEST(sample_counts_ties_in_the_order_of_indices) {
     const int64_t want[] = {1, 1, 9, 9, 17, 17};
     for (int i = 0; i < 6; ++i) {
         Buffer<double> uniform(std::vector<double>{draws[i]});
-        CHECK(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
+        CHECK(test::finished(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
                                    nullptr, nullptr, token.data(), nullptr, 1, 40, 40},
-                                  nullptr) == cudaSuccess);
+                                  nullptr)) == cudaSuccess);
+        CHECK(token[0] == want[i]);
+    }
+}
+
+TEST(sample_takes_no_more_ties_than_top_k_leaves) {
+    // Two best of 3000, far apart, and the first 32 of all others: equal, and in every warp's range.
+    Buffer<float> logits(size_t{3000}), temperature(std::vector<float>{1});
+    for (size_t i = 0; i < 3000; ++i) logits[i] = i == 90 || i == 2500 ? 1.0f : 0.0f;
+    Buffer<int32_t> top_k(std::vector<int32_t>{34});
+    Buffer<int64_t> token(size_t{1});
+    const double best = std::exp(1.0), total = 32 + 2 * best;
+    const double draws[] = {0.5, 31.5, 32 + 0.1 * best, 32 + 0.9 * best, 32 + 1.1 * best,
+                            32 + 1.9 * best};
+    const int64_t want[] = {0, 31, 90, 90, 2500, 2500};
+    for (int i = 0; i < 6; ++i) {
+        Buffer<double> uniform(std::vector<double>{draws[i] / total});
+        CHECK(test::finished(cuda::launch_sample(
+                  {logits.data(), uniform.data(), temperature.data(), top_k.data(), nullptr,
+                   nullptr, token.data(), nullptr, 1, 3000, 3000},
+                  nullptr)) == cudaSuccess);
         CHECK(token[0] == want[i]);
     }
 }
@@ -143,9 +163,9 @@ TEST(sample_gives_no_token_for_what_is_no_number) {
             Buffer<float> logits(std::vector<float>{1, 2, bad, 3}), logprob(size_t{1});
             Buffer<int64_t> token(size_t{1}), banned(std::vector<int64_t>{ban});
             logprob[0] = 0;
-            CHECK(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr,
+            CHECK(test::finished(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr,
                                        banned.data(), token.data(), logprob.data(), 1, 4, 4},
-                                      nullptr) == cudaSuccess);
+                                      nullptr)) == cudaSuccess);
             CHECK(token[0] == -1 && std::isnan(logprob[0]));
         }
     }
@@ -154,8 +174,8 @@ TEST(sample_gives_no_token_for_what_is_no_number) {
 TEST(sample_takes_nothing_where_the_only_token_is_banned) {
     Buffer<float> logits(std::vector<float>{1});
     Buffer<int64_t> token(size_t{1}), banned(std::vector<int64_t>{0});
-    CHECK(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr, banned.data(),
+    CHECK(test::finished(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr, banned.data(),
                                token.data(), nullptr, 1, 1, 1},
-                              nullptr) == cudaSuccess);
+                              nullptr)) == cudaSuccess);
     CHECK(token[0] == -1);
 }
