@@ -96,7 +96,7 @@ tensorrt: $(VENV)/.test ## build TensorRT engines without a GPU and look into th
 
 test-gpu: plugins $(VENV)/.test ## what only a GPU with TensorRT can show
 	$(INSTALL) -e '.[test,tensorrt]'
-	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m pytest -rP tests/gpu
 
 bench: $(VENV)/.run ## measure the shipped model under every policy
 	$(BIN)/la-trt build --ckpt $(TINY) --output $(BUNDLE)

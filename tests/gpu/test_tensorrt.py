@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from build_engines.tensorrt.bundle import TensorRTOptions, build_tensorrt
-from la_trt.api import LookAgain
+from la_trt.api import LookAgain, make_options
 from la_trt.assets import SAMPLE_IMAGES, TINY_CHECKPOINT
 from la_trt.engines.cuda import open_device
 from la_trt.engines.tensorrt import TensorRTEngine
@@ -39,19 +40,30 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=REASON)]
 QUESTION = "What number is written on the large purple star?"
 
 
-@pytest.fixture(scope="module", params=["fp16", "bf16"])
+@pytest.fixture(scope="module", params=["fp16", "bf16", "fp16 int8", "fp16 fp8"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines of a type of activations, the KV cache in it or in codes."""
+    dtype, _, kv_dtype = request.param.partition(" ")
     with open_device() as device:
-        options = TensorRTOptions(sms=(device.sm,), dtype=request.param, max_batch=4)
-    path = tmp_path_factory.mktemp("gpu") / request.param
+        if dtype == "bf16" and device.sm < 80:
+            pytest.skip("bf16 needs SM 80")
+        options = TensorRTOptions(
+            sms=(device.sm,), dtype=dtype, kv_dtype=kv_dtype or None, max_batch=4
+        )
+    path = tmp_path_factory.mktemp("gpu") / request.param.replace(" ", "-")
     build_tensorrt(TINY_CHECKPOINT, path, options, max_model_len=2048)
     return path
 
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_logits_and_mass_are_those_of_the_reference(bundle: Path, graphs: bool) -> None:
-    """Twice the error of PyTorch at the same precision, at most."""
+    """Twice the error of PyTorch at the same precision, at most; caches of codes have their own
+    test.
+    """
     engine = TensorRTEngine(open_bundle(bundle), graphs=graphs)
+    if engine.limits.details["kv_dtype"] not in ("float16", "bfloat16"):
+        engine.close()
+        pytest.skip("a cache of codes")
     exact = TorchEngine.from_pretrained(TINY_CHECKPOINT, max_batch=4)
     rough = TorchEngine.from_pretrained(
         TINY_CHECKPOINT, max_batch=4, dtype=engine.limits.details["kv_dtype"]
@@ -83,3 +95,28 @@ def test_graphs_and_plain_passes_give_the_same_tokens(
         )
         answers.append(result.tokens)
     assert answers[0] == answers[1]
+
+
+def test_tokens_are_drawn_as_the_host_draws_them(bundle: Path) -> None:
+    """`top_logprobs` makes the host draw from the same logits: the same seed, the same tokens."""
+    model = LookAgain.from_bundle(bundle, backend="tensorrt")
+    image = [SAMPLE_IMAGES / "purple.png"]
+    made = make_options(max_tokens=60, temperature=0.8, top_p=0.95, seed=3)
+    prompt = model.prompt(image, QUESTION, max_tokens=60)
+    answers = [
+        model.session.generate(prompt, replace(made, top_logprobs=top)).tokens for top in (0, 1)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_stages_are_timed(bundle: Path) -> None:
+    """The GPU's own times, printed: a decoding pass, a chunk, the vision tower, an injection."""
+    model = LookAgain.from_bundle(bundle, backend="tensorrt")
+    image = [SAMPLE_IMAGES / "purple.png"]
+    model.generate(image, QUESTION, policy="copy", inject="kv", max_tokens=100)
+    stages = model.engine.stage_times()
+    for name, stage in stages.items():
+        mean_us = stage.total_ms * 1e3 / stage.num_runs
+        print(f"{name}: {stage.num_runs} runs, {mean_us:.1f} µs each")
+        assert stage.total_ms > 0
+    assert {"vision", "chunk", "token"} <= set(stages)
