@@ -17,7 +17,8 @@ QUESTION := How many red objects do you see?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types native sanitize cuda test-cuda test-mutants plugins tensorrt test-gpu bench experiments clean
+.PHONY: help demo test check lint types native sanitize cuda test-cuda test-mutants plugins tensorrt test-gpu test-ray \
+	bench experiments clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +33,7 @@ $(VENV)/.run: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*.
 
 $(VENV)/.test: $(VENV)/.run
 	$(INSTALL) -e '.[test]'
+	$(PIP) --no-deps tritonclient  # its messages alone; its dependencies bar a newer ml_dtypes
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.run
@@ -80,6 +82,11 @@ test-cuda: cuda $(VENV)/.test ## test the CUDA kernels on an emulated device, an
 
 test-mutants: $(VENV)/.test ## wrong edits of the CUDA kernels, which the emulated tests must notice
 	$(BIN)/python -m tests.cuda.mutants --jobs $(JOBS)
+
+# Ray gives its workers a nice value of 15, which starves them beside anything else.
+test-ray: $(VENV)/.test ## replicas and batches on Ray: kills, resumes, rolling updates (minutes)
+	$(INSTALL) -e '.[test,ray]'
+	RAY_worker_niceness=0 $(BIN)/python -m pytest -m ray tests/deploy tests/offline
 
 # The TensorRT headers: of the wheel kernel-lens, or make TENSORRT_INCLUDE=DIR.
 TENSORRT_INCLUDE = $(shell $(BIN)/python -c 'import importlib.util as u; print(u.find_spec("kernel_lens").submodule_search_locations[0] + "/include/tensorrt")')

@@ -89,6 +89,7 @@ class Reply:
     content: str = ""
     reasoning: str = ""
     num_tokens: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 async def post(port: int, body: dict[str, Any], *, leave_after: int | None = None) -> Reply:
@@ -105,8 +106,9 @@ async def post(port: int, body: dict[str, Any], *, leave_after: int | None = Non
             return Reply(status=0, seconds=time.perf_counter() - started)
         status = int((await reader.readline()).split()[1])
         reply = Reply(status=status, seconds=0.0)
-        while (await reader.readline()).strip():
-            pass
+        while line := (await reader.readline()).decode("latin-1").strip():
+            name, _, value = line.partition(":")
+            reply.headers[name.lower()] = value.strip()
         if body.get("stream") and status == 200:
             await _read_stream(reader, reply, started, leave_after)
         else:

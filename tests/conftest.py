@@ -24,3 +24,12 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ImageDraw.Draw(image).ellipse((20, 10, 60, 50), fill="red")
     image.save(path)
     return path
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What starts Ray runs with `make test-ray`."""
+    if "ray" in str(config.option.markexpr):
+        return
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.skip(reason="starts Ray: make test-ray"))

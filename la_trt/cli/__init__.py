@@ -1,4 +1,4 @@
-"""The command line: `la-trt build | infer | bench | serve | eval | info | doctor`."""
+"""The command line: `la-trt build | infer | bench | serve | batch | eval | info | doctor`."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "infer": "Ask a question about images.",
     "bench": "Measure a bundle under one or more policies.",
     "serve": "Serve a model over HTTP, as the OpenAI API has it.",
+    "batch": "Answer a file of questions into a file of answers.",
     "eval": "Score a model on a suite, or compare two runs.",
     "info": "Say what a checkpoint or bundle is, or how an image is cut.",
     "doctor": "Say what this machine can run, having run it.",

@@ -93,6 +93,13 @@ from la_trt.errors import UsageError
     metavar="N",
     help="Pixels to which smaller images are scaled up.  [default: the checkpoint's]",
 )
+@click.option(
+    "--triton",
+    type=PATH,
+    metavar="DIR",
+    help="Also write a model repository of Triton Inference Server there: a model called as "
+    "--output, with a copy of the bundle.",
+)
 @debug_option
 def command(
     ckpt: Path,
@@ -107,6 +114,7 @@ def command(
     max_model_len: int | None,
     max_pixels: int | None,
     min_pixels: int | None,
+    triton: Path | None,
 ) -> None:
     """Write an engine bundle from a checkpoint.
 
@@ -114,6 +122,10 @@ def command(
     template, and a list of every file with its sha256. No torch is needed, and no GPU where
     TensorRT-RTX is installed.
     """
+    if triton is not None:
+        from build_engines.triton.repository import check_repository
+
+        check_repository(triton, output)
     started = time.perf_counter()
     limits = {"max_model_len": max_model_len, "max_pixels": max_pixels, "min_pixels": min_pixels}
     with progress_bar("building") as progress:
@@ -131,6 +143,10 @@ def command(
     seconds = time.perf_counter() - started
     size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     click.echo(f"{output}: bundle of {size / 2**20:.1f} MiB, quant {quant}, in {seconds:.1f} s")
+    if triton is not None:
+        from build_engines.triton.repository import write_repository
+
+        click.echo(f"{write_repository(output, triton, backend=backend)}: model for Triton")
 
 
 def _build_onnx(

@@ -72,7 +72,7 @@ def make_app(service: Service) -> FastAPI:
         return Completion(service.ready_desk())
 
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    app.add_middleware(_Door, settings=service.settings)
+    app.add_middleware(Door, settings=service.settings)
     return app
 
 
@@ -137,7 +137,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     return JSONResponse(known.body(), status_code=known.status, headers=known.headers)
 
 
-class _Door:
+class Door:
     """Looks at the headers of every request: their size (431), and the API key (401)."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:

@@ -1,0 +1,178 @@
+"""What a batch has answered so far, and the output file once it has answered everything.
+
+Beside `OUT.jsonl` stands `OUT.jsonl.partial` while the batch runs: a line with the settings, then
+a line for each record, durable when `append` returns. When every row has its record, `publish`
+writes them in the order of the rows to `OUT.jsonl`, whole or not at all, and removes the journal.
+A killed batch goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from la_trt.errors import InputError, MachineError, UsageError
+from la_trt.eval.store import differences
+from la_trt.files.atomic import atomic_file
+
+SUFFIX = ".partial"
+_TODO = "choose another --output, or start afresh with --no-resume"
+
+
+class Journal:
+    """An open journal. `records`: line number of a row -> place of its record in the journal."""
+
+    def __init__(self, output: Path, descriptor: int) -> None:
+        self.output = output
+        self.records: dict[int, tuple[int, int]] = {}
+        self.repaired_bytes = 0
+        self.num_refused = 0
+        self.num_numerical_errors = 0
+        self._descriptor = descriptor
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> int:
+        """How many of these rows had no record yet; theirs are on disk when this returns."""
+        end, data = os.fstat(self._descriptor).st_size, b""
+        num_new = 0
+        for record in records:
+            line = _dumped(record)
+            if self._count(record, end + len(data), len(line)):
+                data += line
+                num_new += 1
+        _write(self._descriptor, data)
+        return num_new
+
+    def publish(self, numbers: Iterable[int]) -> None:
+        """Write the records of these rows, in this order, to the output; the journal is gone."""
+        with atomic_file(self.output) as file:
+            for number in numbers:
+                offset, size = self.records[number]
+                file.write(os.pread(self._descriptor, size, offset))
+        os.unlink(self.output.with_name(self.output.name + SUFFIX))
+
+    def _count(self, record: Mapping[str, Any], offset: int, size: int) -> bool:
+        """Whether this row's record is new."""
+        number = int(record["line"])
+        if number in self.records:
+            return False
+        self.records[number] = (offset, size)
+        self.num_refused += "error" in record
+        self.num_numerical_errors += record.get("finish_reason") == "numerical_error"
+        return True
+
+    def read(self, settings: Mapping[str, Any]) -> None:
+        """Take over the records of an earlier run; raises UsageError where it was another batch."""
+        offset = 0
+        size = os.fstat(self._descriptor).st_size
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                record = _record(line)
+                if record is None:
+                    if offset + len(line) < size:
+                        raise InputError(
+                            f"{file_name(self.output)} line {number}: not a record\n{_TODO}",
+                            name="E_RUN",
+                        )
+                    break
+                if number == 1:
+                    _check_same(self.output, record, settings)
+                else:
+                    self._count(record, offset, len(line))
+                offset += len(line)
+        if offset < size:
+            self.repaired_bytes = size - offset
+            os.ftruncate(self._descriptor, offset)
+        if not offset:
+            _write(self._descriptor, _dumped(settings))
+
+
+@contextlib.contextmanager
+def open_journal(output: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[Journal]:
+    """The journal of an output file, locked against other processes.
+
+    Raises MachineError E_OUTPUT_EXISTS where the output is finished already (`resume` False
+    replaces it), E_LOCKED where another process writes it; UsageError E_RESUME where an
+    unfinished one answers other rows or has other settings (`resume` False deletes it).
+    """
+    check_output(output, resume=resume)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = output.with_name(output.name + SUFFIX)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MachineError(
+                f"{output}: another batch is writing it\nwait, or choose another --output",
+                name="E_LOCKED",
+            ) from None
+        if not resume:
+            os.ftruncate(descriptor, 0)
+        journal = Journal(output, descriptor)
+        journal.read(settings)
+        yield journal
+    finally:
+        os.close(descriptor)
+
+
+def check_output(output: Path, *, resume: bool) -> None:
+    """Nothing; called before minutes of loading, so that a slip of the pen costs none."""
+    if output.is_dir():
+        raise MachineError(
+            f"{output}: is a directory\ngive the name of a file", name="E_OUTPUT_EXISTS"
+        )
+    there = output.with_name(output.name + SUFFIX).exists()
+    if resume and output.exists() and not there:
+        raise MachineError(
+            f"{output}: exists already\nchoose another --output, or replace it with --no-resume",
+            name="E_OUTPUT_EXISTS",
+        )
+
+
+def file_name(output: Path) -> Path:
+    """The journal's path."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def _check_same(output: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    for name, was, wanted in differences(
+        before.get("asked"), json.loads(_dumped(settings))["asked"]
+    ):
+        raise UsageError(
+            f"{output}: was begun with {name} {_short(was)}, now {_short(wanted)}\n{_TODO}",
+            name="E_RESUME",
+        )
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:60]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The object of a whole line, None for a torn one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    good = isinstance(value, dict) and ("asked" in value or isinstance(value.get("line"), int))
+    return value if good else None
+
+
+def _dumped(value: Mapping[str, Any]) -> bytes:
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    return line.encode("utf-8", "replace")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.fsync(descriptor)

@@ -1,0 +1,192 @@
+"""`la-trt batch`: one line for every row, whatever the row, and none twice."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from la_trt import LookAgain
+from la_trt.cli.app import run
+from tests.offline.conftest import BACKEND, command, records
+
+Write = Callable[[Any], Path]
+
+
+def test_answers_are_those_of_python_in_the_order_of_the_rows(
+    bundle: Path, write: Write, picture: Path, tmp_path: Path
+) -> None:
+    shutil.copy(picture, tmp_path / "circle.png")
+    url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    rows = write(
+        [
+            {"id": "a", "prompt": "How many?", "images": ["circle.png"]},
+            {"prompt": "Hi", "max_tokens": 2},
+            {"id": "c", "prompt": "How many?", "images": [url], "policy": "route"},
+        ]
+    )
+    output = tmp_path / "answers.jsonl"
+    assert run(command(bundle, rows, output)) == 0
+    found = records(output)
+    assert [(r["line"], r["id"]) for r in found] == [(1, "a"), (2, "line-2"), (3, "c")]
+    model = LookAgain.from_bundle(bundle, backend=BACKEND)  # type: ignore[arg-type]
+    whole = model.generate([picture], "How many?", max_tokens=4)
+    routed = model.generate([picture], "How many?", max_tokens=4, policy="route")
+    short = model.generate([], "Hi", max_tokens=2)
+    assert [r["text"] for r in found] == [whole.text, short.text, routed.text]
+    assert [r["policy"] for r in found] == ["copy", "copy", "route"]
+    assert not output.with_name("answers.jsonl.partial").exists()
+
+
+BAD = {
+    '{"prompt": 3}': "prompt: expected text, got 3",
+    '{"promt": "a"}': "unknown field 'promt'",
+    "{}": "no prompt",
+    "[1]": "expected an object, got list",
+    '{"prompt": "a"': "not valid JSON",
+    '{"prompt": "a", "prompt": "b"}': "stands twice",
+    '{"prompt": "a", "images": "a.png"}': "images: expected a list",
+    '{"prompt": "a", "images": ["gone.png"]}': "no file 'gone.png'",
+    '{"prompt": "a", "images": ["../rows.jsonl"]}': "leads out of",
+    '{"prompt": "a", "images": ["rows.jsonl"]}': "image",
+    '{"prompt": "a", "max_tokens": 0}': "max_tokens: expected a whole number",
+    '{"prompt": "a", "max_tokens": true}': "max_tokens: expected a whole number",
+    '{"prompt": "a", "max_tokens": 99999999}': "more than the 0 that fit",
+    '{"prompt": "a", "temperature": -1}': "temperature: expected a number",
+    '{"prompt": "a", "temperature": NaN}': "NaN is not a JSON number",
+    '{"prompt": "a", "policy": "/etc/p.yaml"}': "policy: expected one of",
+    '{"prompt": "a", "id": ""}': "id: expected 1 to 512 characters",
+    '{"prompt": "a", "id": "good"}': "stands in line 1 already",
+}
+
+
+def test_bad_rows_are_refused_by_line_and_the_others_answered(
+    bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write([{"id": "good", "prompt": "a"}, *BAD, {"prompt": "last"}])
+    output = tmp_path / "answers.jsonl"
+    assert run(command(bundle, rows, output)) == 3
+    found = records(output)
+    assert [r["line"] for r in found] == list(range(1, len(BAD) + 3))
+    assert "text" in found[0] and "text" in found[-1]
+    for record, said in zip(found[1:-1], BAD.values(), strict=True):
+        assert said in record["error"]["message"], record
+        assert set(record) == {"line", "id", "error"}
+    error = capsys.readouterr().err
+    assert f"error[E_ROW]: {len(BAD)} of {len(BAD) + 2} rows were refused" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no rows in it"),
+        (b"\n \n", "no rows in it"),
+        (b'{"promt": 1}\n', "line 1: unknown field 'promt'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-LFS pointer"),
+        (b"\xff\xfe\n", "line 1: not UTF-8"),
+    ],
+)
+def test_a_file_without_a_good_row_is_refused_and_leaves_nothing(
+    content: bytes, said: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_bytes(content)
+    assert run(command(bundle, rows, output)) == 3
+    assert said in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_finished_output_is_kept_unless_told_otherwise(
+    bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = write([{"prompt": "a"}]), tmp_path / "out.jsonl"
+    assert run(command(bundle, rows, output)) == 0
+    before = output.read_bytes()
+    assert run(command(bundle, rows, output)) == 5
+    assert "error[E_OUTPUT_EXISTS]" in capsys.readouterr().err
+    assert run(command(bundle, rows, output, "--no-resume", "--json")) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rows"], facts["refused"], facts["resumed"]) == (1, 0, 0)
+    assert output.read_bytes() == before
+
+
+def test_another_batch_is_not_resumed(
+    bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = write([{"prompt": "a"}, {"prompt": "b"}]), tmp_path / "out.jsonl"
+    interrupted(bundle, rows, output, 1)
+    assert run(command(bundle, rows, output, "--temperature", "0.5")) == 2
+    assert "was begun with temperature 0.0, now 0.5" in capsys.readouterr().err
+    rows.write_text('{"prompt": "c"}\n')
+    assert run(command(bundle, rows, output)) == 2
+    assert "was begun with input" in capsys.readouterr().err
+
+
+def test_a_torn_line_is_cut_off_and_its_row_asked_again(
+    bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = write([{"prompt": f"{i}?"} for i in range(6)]), tmp_path / "out.jsonl"
+    assert run(command(bundle, rows, output)) == 0
+    whole = output.read_bytes()
+    journal = interrupted(bundle, rows, output, 3)
+    data = journal.read_bytes()
+    for cut in (1, 30):
+        journal.write_bytes(data[:-cut])
+        output.unlink(missing_ok=True)
+        assert run(command(bundle, rows, output, "--json")) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["resumed"] == 2
+        assert output.read_bytes() == whole
+    journal.write_bytes(data[:-40] + b"\n" + data[-40:])
+    output.unlink()
+    assert run(command(bundle, rows, output)) == 3
+    assert "not a record" in capsys.readouterr().err
+
+
+def interrupted(bundle: Path, rows: Path, output: Path, num: int) -> Path:
+    """The journal of a batch that was killed after `num` records; the output is gone."""
+    journal = output.with_name(output.name + ".partial")
+    kept: list[bytes] = []
+    real = os.unlink
+
+    def keep(path: Any, **given: Any) -> None:
+        if Path(path) == journal:
+            kept.append(journal.read_bytes())
+        real(path, **given)
+
+    output.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", keep)
+        assert run(command(bundle, rows, output)) == 0
+    output.unlink()
+    journal.write_bytes(b"".join(kept[0].splitlines(keepends=True)[: num + 1]))
+    return journal
+
+
+@pytest.mark.parametrize("flag", ["--workers", "--worker-gpus", "--ray-address"])
+def test_a_flag_of_the_other_executor_is_refused(
+    flag: str, bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write([{"prompt": "a"}])
+    assert run(command(bundle, rows, tmp_path / "out.jsonl", flag, "1")) == 2
+    assert f"{flag} has no effect on this process" in capsys.readouterr().err
+
+
+def test_without_ray_the_executor_says_what_to_install(
+    bundle: Path,
+    write: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    rows = write([{"prompt": "a"}])
+    assert run(command(bundle, rows, tmp_path / "out.jsonl", "--executor", "ray")) == 5
+    assert "install la-trt[ray]" in capsys.readouterr().err
