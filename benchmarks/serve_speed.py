@@ -34,6 +34,8 @@ def main() -> None:
         result: dict[str, Any] = {
             "command": command_line(),
             "machine": describe_machine(),
+            "threads": options.threads,
+            "max_tokens": options.max_tokens,
             "throughput": asyncio.run(throughput(server.port, options)),
             "ttft": asyncio.run(ttft(server.port, options)),
         }
