@@ -56,14 +56,17 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(*flags: str, backend: str = "native") -> Iterator[ServerProcess]:
-    """The shipped model on `backend` until the block ends; no caches unless flags turn them on."""
+def serving(
+    *flags: str, backend: str = "native", engine: Path | None = None
+) -> Iterator[ServerProcess]:
+    """A bundle, or the shipped model, on `backend` until the block ends."""
     with tempfile.TemporaryDirectory(prefix="la-trt-bench-") as work:
-        bundle = Path(work) / NAME
-        build = [sys.executable, "-m", "la_trt.cli", "build", "--output", str(bundle)]
-        subprocess.run([*build, "--ckpt", "la_trt/assets/tiny"], check=True, stdout=sys.stderr)
+        bundle = engine or Path(work) / NAME
+        if engine is None:
+            build = [sys.executable, "-m", "la_trt.cli", "build", "--output", str(bundle)]
+            subprocess.run([*build, "--ckpt", "la_trt/assets/tiny"], check=True, stdout=sys.stderr)
         command = [sys.executable, "-m", "la_trt.cli", "serve", "--engine", str(bundle)]
-        command += ["--backend", backend, "--port", "0", *flags]
+        command += ["--backend", backend, "--served-model-name", NAME, "--port", "0", *flags]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         server = ServerProcess(process)
         reader = threading.Thread(target=server.read_log, daemon=True)

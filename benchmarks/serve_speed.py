@@ -13,6 +13,7 @@ import asyncio
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.report import command_line, describe_machine, write_results
@@ -29,8 +30,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
     parser.add_argument("--rounds", type=int, default=5, help="measured, after one unmeasured")
     parser.add_argument("--max-tokens", type=int, default=128, help="of each answer, exactly")
+    parser.add_argument("--engine", type=Path, help="a bundle, in place of the shipped model's")
+    parser.add_argument("--name", default="serve_speed", help="of the files in benchmarks/results")
     options = parser.parse_args()
-    with serving("--threads", str(options.threads), *NO_CACHES, backend=options.backend) as server:
+    flags = ("--threads", str(options.threads), *NO_CACHES)
+    with serving(*flags, backend=options.backend, engine=options.engine) as server:
         result: dict[str, Any] = {
             "command": command_line(),
             "machine": describe_machine(),
@@ -39,7 +43,7 @@ def main() -> None:
             "throughput": asyncio.run(throughput(server.port, options)),
             "ttft": asyncio.run(ttft(server.port, options)),
         }
-    write_results("serve_speed", result, table(result))
+    write_results(options.name, result, table(result))
     print(json.dumps({k: result[k] for k in ("throughput", "ttft")}))
 
 
