@@ -186,11 +186,12 @@ void Decoder::finish(const DecoderStep& step) {
     }
     if (out.empty()) return;
     const int rows = static_cast<int>(out.size());
-    std::vector<float> logits(out.size() * static_cast<size_t>(c.vocab_size));
     runtime_.rms_norm(x_.data(), weights_.norm, normed_.data(), rows, c.width, c.eps);
-    runtime_.linear(weights_.head, normed_.data(), rows, logits.data());
+    if (rows == 1) return runtime_.linear(weights_.head, normed_.data(), 1, out[0]);
+    float* logits = grown(logits_, out.size() * static_cast<size_t>(c.vocab_size));
+    runtime_.linear(weights_.head, normed_.data(), rows, logits);
     for (size_t i = 0; i < out.size(); ++i) {
-        std::memcpy(out[i], logits.data() + i * static_cast<size_t>(c.vocab_size),
+        std::memcpy(out[i], logits + i * static_cast<size_t>(c.vocab_size),
                     sizeof(float) * static_cast<size_t>(c.vocab_size));
     }
 }

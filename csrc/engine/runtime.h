@@ -35,10 +35,11 @@ class Runtime {
     // y (M, F) = silu(gate) * up of gate_up (M, 2 F).
     void swiglu(const float* gate_up, float* y, int m, int ffn);
 
-    // function(first, last) over pieces of [0, m).
+    // function(first, last) over pieces of [0, m): some pieces a thread where rows are many.
     template <class F>
     void rows(int m, F&& function) {
-        const int piece = m < 16 ? m : (m + 4 * num_threads() - 1) / (4 * num_threads());
+        const int share = m < 16 ? num_threads() : 4 * num_threads();
+        const int piece = (m + share - 1) / share;
         const int pieces = piece > 0 ? (m + piece - 1) / piece : 0;
         pool_->run(pieces, [&](int i, int) {
             function(i * piece, (i + 1) * piece < m ? (i + 1) * piece : m);

@@ -1,10 +1,22 @@
-// Bytes of weights a second that the matrix-vector products read, beside a plain read of the same
-// memory. Run as: latrt_bench [rows of activations] [threads]. By processor time and by wall
-// time: on a machine that is shared only the first says much.
+// How fast the linear layers are beside what the machine can do: bytes of weights a second beside a
+// plain read of as many bytes, products a second beside a loop of nothing but dot products.
+//
+//     latrt_bench [rows of activations] [threads] [huge]
+//
+// `huge` puts the weights on huge pages. All kernels run in turns, some milliseconds each, so that
+// what disturbs the machine disturbs all alike. Of the rounds, the median and the best tenth: on
+// a machine that is shared, only the latter says what the kernel can do.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <ctime>
+#include <cstring>
+#include <functional>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "engine/runtime.h"
 #include "tests/check.h"
@@ -13,75 +25,155 @@ using namespace latrt;
 
 namespace {
 
-constexpr int kOutputs = 65536, kInputs = 2048, kRounds = 7;
+// Not a power of two of outputs: rows of y would fall into the same few sets of the caches.
+constexpr int kOutputs = 65584, kInputs = 2048, kRounds = 40;
 
-struct Seconds {
-    double wall, processor;
+struct Entry {
+    std::string name;
+    double bytes, products;  // of one call
+    std::function<void(int round)> call;
+    std::vector<double> seconds;
+
+    double best() const { return seconds[seconds.size() / 10]; }
 };
 
-// Medians over rounds, after one to warm up.
-template <class F>
-Seconds measure(F&& function) {
-    std::vector<double> wall, processor;
-    for (int i = 0; i <= kRounds; ++i) {
-        const auto start = std::chrono::steady_clock::now();
-        const std::clock_t cpu = std::clock();
-        function();
-        if (i == 0) continue;
-        wall.push_back(
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-        processor.push_back(double(std::clock() - cpu) / CLOCKS_PER_SEC);
+void measure(std::vector<Entry>& entries) {
+    for (int round = -1; round < kRounds; ++round) {
+        for (Entry& entry : entries) {
+            const auto start = std::chrono::steady_clock::now();
+            entry.call(round + 1);
+            const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+            if (round >= 0) entry.seconds.push_back(took.count());
+        }
     }
-    std::nth_element(wall.begin(), wall.begin() + kRounds / 2, wall.end());
-    std::nth_element(processor.begin(), processor.begin() + kRounds / 2, processor.end());
-    return {wall[kRounds / 2], processor[kRounds / 2]};
+    for (Entry& entry : entries) std::sort(entry.seconds.begin(), entry.seconds.end());
 }
 
-void report(const char* what, double bytes, double products, int threads, Seconds s) {
-    const double each = s.processor / threads;
-    std::printf(
-        "%-12s %6.1f MB  by processor time %6.1f GB/s %7.1f Gop/s, by wall time %6.1f GB/s\n", what,
-        bytes / 1e6, bytes / each / 1e9, 2 * products / each / 1e9, bytes / s.wall / 1e9);
+#if defined(__x86_64__)
+constexpr int kChains = 12, kDotSteps = 100000;
+
+__attribute__((target("avx512f,avx512vnni"))) int dot_products() {
+    __m512i sums[kChains];
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) sums[j] = _mm512_setzero_si512();
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int i = 0; i < kDotSteps; ++i) {
+#pragma GCC unroll 12
+        for (int j = 0; j < kChains; ++j) {
+            sums[j] = _mm512_dpbusd_epi32(sums[j], ones, ones);
+            asm volatile("" : "+v"(sums[j]));
+        }
+    }
+    int total = 0;
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) {
+        total += _mm_cvtsi128_si32(_mm512_castsi512_si128(sums[j]));
+    }
+    return total;
+}
+#endif
+
+uint64_t read_words(const uint64_t* words, size_t count) {
+    uint64_t sum[8] = {};
+    for (size_t j = 0; j + 8 <= count; j += 8) {
+        __builtin_prefetch(words + j + 512);
+        for (int l = 0; l < 8; ++l) sum[l] ^= words[j + l];
+    }
+    for (int l = 1; l < 8; ++l) sum[0] ^= sum[l];
+    return sum[0];
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
     const int rows = argc > 1 ? std::atoi(argv[1]) : 1, threads = argc > 2 ? std::atoi(argv[2]) : 1;
+    const bool huge = argc > 3 && std::strcmp(argv[3], "huge") == 0;
     test::Random random(1);
     const std::vector<float> x = random.floats(size_t(rows) * kInputs);
     std::vector<float> y(size_t(rows) * kOutputs);
-    std::vector<uint8_t> w(size_t(packed_bytes(WeightType::bf16, kOutputs, kInputs)));
-    for (uint8_t& byte : w) byte = uint8_t(random.bits() & 0x3f);
-    const std::vector<uint16_t> scale(size_t(kOutputs) * num_blocks(kInputs), 0x2000);
-    std::printf("%d rows, %d threads, N=%d K=%d\n", rows, threads, kOutputs, kInputs);
+    const size_t size = size_t(packed_bytes(WeightType::bf16, kOutputs, kInputs));
+    const size_t scale_size = size_t(kOutputs) * num_blocks(kInputs) * sizeof(uint16_t);
+    void* memory = mmap(nullptr, size + scale_size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return 1;
+    madvise(memory, size + scale_size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    auto* w = static_cast<uint8_t*>(memory);
+    for (size_t i = 0; i < size; i += 4) {
+        const uint32_t bits = random.bits() & 0x3f3f3f3f;
+        std::memcpy(w + i, &bits, sizeof bits);
+    }
+    auto* scale = reinterpret_cast<uint16_t*>(w + size);
+    std::fill(scale, scale + scale_size / 2, uint16_t(0x2000));
+    std::vector<uint64_t> sums(size_t(threads) * 8);
+    std::vector<Entry> entries;
+    const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(threads);
+    entries.push_back({"plain read",
+                       double(size / 4),
+                       0,
+                       [&](int round) {
+                           const size_t part = size / 4 / sizeof(uint64_t) / threads;
+                           pool->run(threads, [&](int task, int) {
+                               const auto* from = reinterpret_cast<const uint64_t*>(
+                                   w + size / 4 * (size_t(round) % 4));
+                               sums[size_t(task) * 8] ^= read_words(from + task * part, part);
+                           });
+                       },
+                       {}});
+#if defined(__x86_64__)
+    if (cpu_has(Isa::avx512)) {
+        const double products = 64.0 * kChains * kDotSteps * threads;
+        entries.push_back({"dot products",
+                           0,
+                           products,
+                           [&](int) {
+                               pool->run(threads, [&](int task, int) {
+                                   sums[size_t(task) * 8] += uint64_t(dot_products());
+                               });
+                           },
+                           {}});
+    }
+#endif
+    std::vector<std::unique_ptr<Runtime>> runtimes;
     for (int i = 0; i < kNumIsas; ++i) {
         const Kernels* kernels = find_kernels(Isa(i));
         if (kernels == nullptr || kernels->isa == Isa::plain) continue;  // too slow to wait for
-        Runtime runtime(*kernels, threads);
-        std::printf("%s\n", isa_name(kernels->isa));
+        runtimes.push_back(std::make_unique<Runtime>(*kernels, threads));
+        Runtime* runtime = runtimes.back().get();
         for (const WeightType type : {WeightType::bf16, WeightType::int8, WeightType::int4}) {
-            const Matrix matrix = {type, w.data(), scale.data(), nullptr, kOutputs, kInputs};
+            constexpr const char* kNames[] = {"f32", "bf16", "int8", "int4"};
             const bool codes = type != WeightType::bf16;
-            const double bytes = double(packed_bytes(type, kOutputs, kInputs)) +
-                                 (codes ? double(scale.size()) * 2 : 0.0);
-            const char* const names[] = {"f32", "bf16", "int8", "int4"};
-            report(names[int(type)], bytes, double(rows) * kOutputs * kInputs, threads,
-                   measure([&] { runtime.linear(matrix, x.data(), rows, y.data()); }));
+            const size_t bytes = size_t(packed_bytes(type, kOutputs, kInputs));
+            entries.push_back({std::string(isa_name(kernels->isa)) + " " + kNames[int(type)],
+                               double(bytes + (codes ? scale_size : 0)),
+                               double(rows) * kOutputs * kInputs,
+                               [&, bytes, runtime, type](int round) {
+                                   const uint8_t* at = w + bytes * (size_t(round) % (size / bytes));
+                                   const Matrix matrix = {type,    at,       scale,
+                                                          nullptr, kOutputs, kInputs};
+                                   runtime->linear(matrix, x.data(), rows, y.data());
+                               },
+                               {}});
         }
-        std::vector<uint64_t> sums(size_t(threads) * 8);
-        const size_t part = w.size() / threads / 64 * 8;
-        const auto* words = reinterpret_cast<const uint64_t*>(w.data());
-        report("plain read", double(part) * 8 * threads, 0, threads, measure([&] {
-                   runtime.tasks(threads, [&](int task, int) {
-                       uint64_t sum[8] = {};
-                       for (size_t j = 0; j < part; j += 8) {
-                           for (int l = 0; l < 8; ++l) sum[l] ^= words[size_t(task) * part + j + l];
-                       }
-                       for (int l = 0; l < 8; ++l) sums[size_t(task) * 8 + l] ^= sum[l];
-                   });
-               }));
-        if (sums[0] == 42) std::printf("\n");  // keeps the reads
     }
-    return 0;
+    measure(entries);
+    std::printf("%d rows, %d threads, N=%d K=%d, %s pages; best tenth, median in brackets\n", rows,
+                threads, kOutputs, kInputs, huge ? "huge" : "small");
+    const double peak = entries[1].products / entries[1].best();
+    for (const Entry& entry : entries) {
+        const double median = entry.seconds[entry.seconds.size() / 2];
+        std::printf("%-13s", entry.name.c_str());
+        if (entry.bytes > 0) {
+            const double rate = entry.bytes / entry.best();
+            std::printf(" %6.1f (%5.1f) GB/s, %3.0f %% of the read", rate / 1e9,
+                        entry.bytes / median / 1e9,
+                        100 * rate * entries[0].best() / entries[0].bytes);
+        }
+        if (entry.products > 0) {
+            const double rate = entry.products / entry.best();
+            std::printf(" %7.1f (%6.1f) Gop/s, %3.0f %% of the peak", 2 * rate / 1e9,
+                        2 * entry.products / median / 1e9, 100 * rate / peak);
+        }
+        std::printf("\n");
+    }
+    return sums[0] == 42;  // keeps the sums
 }

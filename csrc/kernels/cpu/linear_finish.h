@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/linear.h"
+#include "kernels/cpu/vec.h"
 
 namespace latrt::LATRT_LEVEL {
 namespace {
@@ -13,6 +14,14 @@ void finish(const LinearParams& p, const float* sums, int row, int tile) {
     const int count = p.n - first < kLanes ? p.n - first : kLanes;
     for (int m = 0; m < M; ++m) {
         float* y = p.y + (row + m) * p.ldy + first;
+        if (count == kLanes) {
+            for (int i = 0; i < kLanes; i += kWidth) {
+                Vec value = load(sums + m * kLanes + i);
+                if (p.bias != nullptr) value += load(p.bias + first + i);
+                store(y + i, p.accumulate ? load(y + i) + value : value);
+            }
+            continue;
+        }
         for (int i = 0; i < count; ++i) {
             float value = sums[m * kLanes + i];
             if (p.bias != nullptr) value += p.bias[first + i];

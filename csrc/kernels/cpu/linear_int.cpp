@@ -6,81 +6,139 @@
 namespace latrt::LATRT_LEVEL {
 namespace {
 
-// One block of 32 inputs for M rows; `xq` and `x_sum` of the first row, strides to the next.
-template <int M>
-void block_int4(Ints (&sums)[M], const uint8_t* w, const int8_t* xq, int64_t stride,
-                const int32_t* x_sum, int blocks) {
-    for (int m = 0; m < M; ++m) sums[m] = splat_int(-8 * x_sum[m * blocks]);
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) {
-        const Bytes pair = load_bytes(w + g * 64);
-        const Bytes low = low_nibbles(pair), high = high_nibbles(pair);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            dot4(sums[m], low, xq + m * stride + g * 4);
-            dot4(sums[m], high, xq + m * stride + 16 + g * 4);
-        }
-    }
-}
+// Where the weights of T tiles and the activations of M rows stand, moved on block by block.
+template <int kBits>
+struct Cursor {
+    static constexpr int kBytes = kLanes * kBlock * kBits / 8;  // of a block of a tile
 
-template <int M>
-void block_int8(Ints (&sums)[M], const uint8_t* w, const int8_t* xq, int64_t stride,
-                const int32_t* x_sum, int blocks) {
-    for (int m = 0; m < M; ++m) sums[m] = start8(x_sum[m * blocks]);
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-        const Bytes bytes = bytes_of(load_bytes(w + g * 64));
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) dot8(sums[m], bytes, xq + m * stride + g * 4);
+    const uint8_t* w;
+    const uint16_t* w_scale;
+    const int8_t* xq;
+    const float* x_scale;
+    const int32_t* x_sum;
+    int blocks;
+
+    Cursor(const LinearParams& p, int row, int tile) : blocks(num_blocks(p.k)) {
+        w = static_cast<const uint8_t*>(p.w) + int64_t{tile} * blocks * kBytes;
+        w_scale = p.w_scale + int64_t{tile} * blocks * kLanes;
+        xq = p.xq + int64_t{row} * blocks * kBlock;
+        x_scale = p.x_scale + int64_t{row} * blocks;
+        x_sum = p.x_sum + int64_t{row} * blocks;
     }
-}
+    const uint8_t* codes(int t) const { return w + int64_t{t} * blocks * kBytes; }
+    Floats scale(int t) const { return load_halves(w_scale + int64_t{t} * blocks * kLanes); }
+    const int8_t* row(int m) const { return xq + int64_t{m} * blocks * kBlock; }
+    void next() {
+        w += kBytes, w_scale += kLanes;
+        xq += kBlock, ++x_scale, ++x_sum;
+    }
+};
 
 // Bytes to fetch ahead: a page, which is where the hardware's own prefetching ends. Tiles lie one
 // behind the other, so this reaches into the next; beyond the last it fetches nothing harmful.
 constexpr int kAhead = 4096;
 
-template <int M, int kBits>
-void rows(const LinearParams& p, int row, int tile) {
-    const int blocks = num_blocks(p.k);
-    const int64_t stride = int64_t{blocks} * kBlock;
-    constexpr int kBlockBytes = kLanes * kBlock * kBits / 8;
-    const uint8_t* w = static_cast<const uint8_t*>(p.w) + int64_t{tile} * blocks * kBlockBytes;
-    const uint16_t* w_scale = p.w_scale + int64_t{tile} * blocks * kLanes;
-    const int8_t* xq = p.xq + row * stride;
-    const int32_t* x_sum = p.x_sum + int64_t{row} * blocks;
-    const float* x_scale = p.x_scale + int64_t{row} * blocks;
-    Floats totals[M];
-    for (Floats& total : totals) total = zeros();
-    for (int b = 0; b < blocks; ++b) {
-        for (int line = 0; line < kBlockBytes; line += 64) __builtin_prefetch(w + kAhead + line);
-        Ints sums[M];
-        if constexpr (kBits == 4) {
-            block_int4<M>(sums, w, xq, stride, x_sum + b, blocks);
-        } else {
-            block_int8<M>(sums, w, xq, stride, x_sum + b, blocks);
-        }
-        const Floats scale = load_halves(w_scale);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) scale_add(totals[m], sums[m], scale, x_scale[m * blocks + b]);
-        w += kBlockBytes;
-        w_scale += kLanes;
-        xq += kBlock;
+template <int T, int kBits>
+void fetch_ahead(const Cursor<kBits>& at, int block) {
+    constexpr int kBlocks = kAhead / Cursor<kBits>::kBytes;
+    // Behind the last block of the T tiles begin the next T.
+    const int64_t skip = block + kBlocks < at.blocks ? 0 : int64_t{T - 1} * at.blocks;
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) {
+        const uint8_t* w = at.codes(t) + (skip + kBlocks) * Cursor<kBits>::kBytes;
+        for (int line = 0; line < Cursor<kBits>::kBytes; line += 64) __builtin_prefetch(w + line);
+        // A cache line holds the scales of two blocks.
+        __builtin_prefetch(at.w_scale + (int64_t{t} * at.blocks + skip + kBlocks) * kLanes);
     }
-    alignas(64) float out[M * kLanes];
-    for (int m = 0; m < M; ++m) store_floats(out + m * kLanes, totals[m]);
-    finish<M>(p, out, row, tile);
 }
 
-// Tile by tile, so that a tile's weights stay in cache for all rows.
-template <int kBits>
-void run(const LinearParams& p) {
-    for (int tile = p.tile_begin; tile < p.tile_end; ++tile) {
-        int row = 0;
-        for (; row + kIntRows <= p.m; row += kIntRows) rows<kIntRows, kBits>(p, row, tile);
-        if constexpr (kIntRows > 1) {
-            for (; row < p.m; ++row) rows<1, kBits>(p, row, tile);
+// Adds the products of 4 inputs of a block of T tiles and M rows.
+template <int T, int M>
+void add_dots(Ints (&sums)[T][M], const Cursor<4>& at, int group) {
+    Bytes low[T], high[T];
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) {
+        const Bytes pair = load_bytes(at.codes(t) + group * 64);
+        low[t] = low_nibbles(pair), high[t] = high_nibbles(pair);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        const Quad first = quad(at.row(m) + group * 4), second = quad(at.row(m) + 16 + group * 4);
+#pragma GCC unroll 2
+        for (int t = 0; t < T; ++t) {
+            dot4(sums[t][m], low[t], first);
+            dot4(sums[t][m], high[t], second);
         }
     }
+}
+
+template <int T, int M>
+void add_dots(Ints (&sums)[T][M], const Cursor<8>& at, int group) {
+    Bytes w[T];
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) w[t] = bytes_of(load_bytes(at.codes(t) + group * 64));
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+        const Quad x = quad(at.row(m) + group * 4);
+#pragma GCC unroll 2
+        for (int t = 0; t < T; ++t) dot8(sums[t][m], w[t], x);
+    }
+}
+
+// T tiles of M rows. Every sum is made in the same order whatever T and M are.
+template <int T, int M, int kBits>
+void panel(const LinearParams& p, int row, int tile) {
+    Cursor<kBits> at(p, row, tile);
+    Floats totals[T][M];
+    for (auto& of_tile : totals) {
+        for (Floats& total : of_tile) total = zeros();
+    }
+    for (int b = 0; b < at.blocks; ++b, at.next()) {
+        fetch_ahead<T>(at, b);
+        Ints sums[T][M];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const int32_t* x_sum = at.x_sum + int64_t{m} * at.blocks;
+            const Ints start = kBits == 4 ? start4(x_sum) : start8(x_sum);
+#pragma GCC unroll 2
+            for (int t = 0; t < T; ++t) sums[t][m] = start;
+        }
+#pragma GCC unroll 8
+        for (int group = 0; group < kBits; ++group) add_dots<T, M>(sums, at, group);
+#pragma GCC unroll 2
+        for (int t = 0; t < T; ++t) {
+            const Floats scale = at.scale(t);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+                scale_add(totals[t][m], sums[t][m], scale, at.x_scale[int64_t{m} * at.blocks]);
+            }
+        }
+    }
+    for (int t = 0; t < T; ++t) {
+        alignas(64) float out[M * kLanes];
+        for (int m = 0; m < M; ++m) store_floats(out + m * kLanes, totals[t][m]);
+        finish<M>(p, out, row, tile + t);
+    }
+}
+
+// All rows of T tiles, whose weights stay in cache; M rows at a time, then half of that.
+template <int T, int M, int kBits>
+void all_rows(const LinearParams& p, int row, int tile) {
+    for (; row + M <= p.m; row += M) panel<T, M, kBits>(p, row, tile);
+    if constexpr (M > 1) all_rows<T, M / 2, kBits>(p, row, tile);
+}
+
+// One row streams its weights: one tile at a time is one stream, which memory serves best.
+template <int kBits>
+void run(const LinearParams& p) {
+    constexpr int kTiles = kBits == 4 ? kTiles4 : kTiles8;
+    int tile = p.tile_begin;
+    if constexpr (kTiles > 1) {
+        for (; p.m > 1 && tile + kTiles <= p.tile_end; tile += kTiles) {
+            all_rows<kTiles, kIntRows, kBits>(p, 0, tile);
+        }
+    }
+    for (; tile < p.tile_end; ++tile) all_rows<1, kIntRows, kBits>(p, 0, tile);
 }
 
 // Codes of the 32 numbers at `x`; returns their sum.

@@ -1,8 +1,13 @@
 // Sixteen 32-bit sums of four byte products each, with what the level has for it.
 //
-// `dot4(sums, w, x)`: sums[i] += w[4 i .. 4 i + 3] . x[0 .. 3]. Codes of 4 bits come as they are
-// (0 to 15). Bytes of 8-bit weights are code + 128: `bytes_of` makes of them what `dot8` takes,
-// and `start8` the sums to begin with, so that the result is that of the codes.
+// `dot4(sums, w, x)`: sums[i] += w[4 i .. 4 i + 3] . x[0 .. 3], `x` a `quad` of activations. Codes
+// of 4 bits come as they are (0 to 15). Bytes of 8-bit weights are code + 128: `bytes_of` makes of
+// them what `dot8` takes. `start4` and `start8` are the sums to begin with, so that the result is
+// that of the signed codes.
+//
+// `kIntRows` rows of activations and tiles of outputs (`kTiles4`, `kTiles8`, by bits) run together;
+// their sums fit the registers. What is best was measured: two tiles read two streams, which costs
+// int4 more than it saves.
 #pragma once
 
 #include <cstdint>
@@ -33,22 +38,33 @@ inline Bytes low_nibbles(Bytes b) {
 inline Bytes high_nibbles(Bytes b) {
     return low_nibbles(_mm512_srli_epi16(b, 4));
 }
-inline Ints splat_int(int32_t value) {
-    return _mm512_set1_epi32(value);
+// Shifted as a vector: the number comes from memory and needs no register of its own.
+template <int kShift>
+inline Ints minus_shifted(const int32_t* x_sum) {
+    const Ints shifted = _mm512_slli_epi32(_mm512_set1_epi32(*x_sum), kShift);
+    return _mm512_sub_epi32(_mm512_setzero_si512(), shifted);
 }
-inline Ints start8(int32_t x_sum) {
-    return splat_int(-128 * x_sum);
+inline Ints start4(const int32_t* x_sum) {
+    return minus_shifted<3>(x_sum);
+}
+inline Ints start8(const int32_t* x_sum) {
+    return minus_shifted<7>(x_sum);
 }
 inline Bytes bytes_of(Bytes stored) {
     return stored;
 }
 
-inline void dot4(Ints& sums, Bytes w, const int8_t* x) {
+using Quad = __m512i;
+
+inline Quad quad(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, sizeof four);
-    sums = _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(four));
+    return _mm512_set1_epi32(four);
 }
-inline void dot8(Ints& sums, Bytes w, const int8_t* x) {
+inline void dot4(Ints& sums, Bytes w, Quad x) {
+    sums = _mm512_dpbusd_epi32(sums, w, x);
+}
+inline void dot8(Ints& sums, Bytes w, Quad x) {
     dot4(sums, w, x);
 }
 
@@ -66,7 +82,7 @@ inline void store_floats(float* to, Floats sums) {
     _mm512_storeu_ps(to, sums);
 }
 
-constexpr int kIntRows = 8;
+constexpr int kIntRows = 8, kTiles4 = 1, kTiles8 = 2;
 
 #elif defined(__AVX2__)
 
@@ -89,18 +105,21 @@ inline Bytes low_nibbles(Bytes b) {
 inline Bytes high_nibbles(Bytes b) {
     return low_nibbles({{_mm256_srli_epi16(b.v[0], 4), _mm256_srli_epi16(b.v[1], 4)}});
 }
-inline Ints splat_int(int32_t value) {
-    return {{_mm256_set1_epi32(value), _mm256_set1_epi32(value)}};
+inline Ints start4(const int32_t* x_sum) {
+    const __m256i value = _mm256_set1_epi32(-8 * *x_sum);
+    return {{value, value}};
 }
-inline Ints start8(int32_t) {
-    return splat_int(0);
+inline Ints start8(const int32_t*) {
+    return {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
 }
 inline Bytes bytes_of(Bytes stored) {
     const __m256i flip = _mm256_set1_epi8(-128);
     return {{_mm256_xor_si256(stored.v[0], flip), _mm256_xor_si256(stored.v[1], flip)}};
 }
 
-inline __m256i splat_four(const int8_t* x) {
+using Quad = __m256i;
+
+inline Quad quad(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, sizeof four);
     return _mm256_set1_epi32(four);
@@ -110,15 +129,13 @@ inline __m256i add_products(__m256i sums, __m256i w, __m256i x) {
     const __m256i pairs = _mm256_maddubs_epi16(w, x);
     return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-inline void dot4(Ints& sums, Bytes w, const int8_t* x) {
-    const __m256i four = splat_four(x);
-    for (int i = 0; i < 2; ++i) sums.v[i] = add_products(sums.v[i], w.v[i], four);
+inline void dot4(Ints& sums, Bytes w, Quad x) {
+    for (int i = 0; i < 2; ++i) sums.v[i] = add_products(sums.v[i], w.v[i], x);
 }
-inline void dot8(Ints& sums, Bytes w, const int8_t* x) {
-    const __m256i four = splat_four(x);
+inline void dot8(Ints& sums, Bytes w, Quad x) {
     for (int i = 0; i < 2; ++i) {
         const __m256i magnitude = _mm256_abs_epi8(w.v[i]);
-        sums.v[i] = add_products(sums.v[i], magnitude, _mm256_sign_epi8(four, w.v[i]));
+        sums.v[i] = add_products(sums.v[i], magnitude, _mm256_sign_epi8(x, w.v[i]));
     }
 }
 
@@ -140,7 +157,7 @@ inline void store_floats(float* to, Floats sums) {
     for (int i = 0; i < 2; ++i) _mm256_storeu_ps(to + 8 * i, sums.v[i]);
 }
 
-constexpr int kIntRows = 2;
+constexpr int kIntRows = 2, kTiles4 = 1, kTiles8 = 1;
 
 #else
 
@@ -167,25 +184,33 @@ inline Bytes high_nibbles(Bytes b) {
     for (uint8_t& byte : b.v) byte >>= 4;
     return b;
 }
-inline Ints splat_int(int32_t value) {
+inline Ints start(int32_t value) {
     Ints ints;
     for (int32_t& lane : ints.v) lane = value;
     return ints;
 }
-inline Ints start8(int32_t x_sum) {
-    return splat_int(-128 * x_sum);
+inline Ints start4(const int32_t* x_sum) {
+    return start(-8 * *x_sum);
+}
+inline Ints start8(const int32_t* x_sum) {
+    return start(-128 * *x_sum);
 }
 inline Bytes bytes_of(Bytes stored) {
     return stored;
 }
 
-inline void dot4(Ints& sums, Bytes w, const int8_t* x) {
+using Quad = const int8_t*;
+
+inline Quad quad(const int8_t* x) {
+    return x;
+}
+inline void dot4(Ints& sums, Bytes w, Quad x) {
     for (int i = 0; i < kLanes; ++i) {
         const uint8_t* four = w.v + 4 * i;
         sums.v[i] += four[0] * x[0] + four[1] * x[1] + four[2] * x[2] + four[3] * x[3];
     }
 }
-inline void dot8(Ints& sums, Bytes w, const int8_t* x) {
+inline void dot8(Ints& sums, Bytes w, Quad x) {
     dot4(sums, w, x);
 }
 
@@ -206,7 +231,7 @@ inline void store_floats(float* to, Floats sums) {
     std::memcpy(to, sums.v, sizeof sums.v);
 }
 
-constexpr int kIntRows = 1;
+constexpr int kIntRows = 1, kTiles4 = 1, kTiles8 = 1;
 
 #endif
 

@@ -1,0 +1,55 @@
+"""A bundle of the native engine's weights alone: what its benchmarks open.
+
+    python -m benchmarks.native_bundle CKPT OUTPUT [--quant int4]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from build_engines.build import CheckpointWeights
+from build_engines.native import formats, write_native
+from build_engines.progress import Progress
+from build_engines.quantize import Quant
+from la_trt.engines.native import WEIGHTS
+from la_trt.files.bundle import BundleLimits, write_bundle
+from la_trt.files.checkpoint import open_checkpoint
+from la_trt.processor.features import ImageConfig
+
+MAX_MODEL_LEN = 4096
+
+
+def pack(ckpt: Path, output: Path, quant: Quant) -> None:
+    """Write the bundle directory `output`, all or nothing, blocks of 32."""
+    source = open_checkpoint(ckpt)
+    image = ImageConfig.from_directory(ckpt)
+    limits = BundleLimits(
+        max_model_len=MAX_MODEL_LEN, min_pixels=image.min_pixels, max_pixels=image.max_pixels
+    )
+    decoder, tower = formats(quant)
+    with write_bundle(
+        output, config=source.config, tags={}, limits=limits, quant=quant, request={}
+    ) as bundle:
+        write_native(
+            bundle.path(WEIGHTS),
+            source.config,
+            CheckpointWeights(source),
+            decoder=decoder,
+            tower=tower,
+            block_size=32,
+            progress=Progress(None, 0),
+        )
+
+
+@click.command(help=__doc__)
+@click.argument("ckpt", type=click.Path(exists=True, path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--quant", type=click.Choice(["none", "int8", "int4"]), default="int4")
+def main(ckpt: Path, output: Path, quant: Quant) -> None:
+    pack(ckpt, output, quant)
+
+
+if __name__ == "__main__":
+    main()
