@@ -233,6 +233,9 @@ MappedFile::MappedFile(int descriptor, size_t size) : size_(size) {
     void* data = size ? ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0) : MAP_FAILED;
     if (data == MAP_FAILED)
         throw std::system_error(size ? errno : EINVAL, std::generic_category(), "cannot be mapped");
+#if defined(MADV_HUGEPAGE)
+    ::madvise(data, size, MADV_HUGEPAGE);  // a wish: memory serves huge pages faster
+#endif
     data_ = static_cast<const uint8_t*>(data);
 }
 

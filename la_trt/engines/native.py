@@ -259,6 +259,7 @@ def _open_weights(bundle: Bundle) -> SafetensorsFile:
 
 def _arrays(file: SafetensorsFile) -> dict[str, Any]:
     """Views of the mapped tensors; two-byte floats by their bits."""
+    file.prefer_huge_pages()
     arrays = {name: file.tensor(name) for name in file.names()}
     return {n: a.view(np.uint16) if a.dtype.itemsize == 2 else a for n, a in arrays.items()}
 

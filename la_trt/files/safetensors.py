@@ -6,6 +6,7 @@ gap or overlap. Everything a header says is checked before a view is made.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -120,6 +121,16 @@ class SafetensorsFile:
             array = array.copy()
             array.flags.writeable = False
         return array
+
+    def prefer_huge_pages(self) -> None:
+        """Ask for huge pages: fewer address translations, so the same bytes are read faster.
+
+        The pages stay shared between processes. A system that has none for files goes on with
+        small ones.
+        """
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
 
     def release(self, name: str) -> None:
         """Give the tensor's pages back to the system; views stay valid and are read again."""
