@@ -1,6 +1,6 @@
 """A bundle of the native engine's weights alone: what its benchmarks open.
 
-    python -m benchmarks.native_bundle CKPT OUTPUT [--quant int4]
+python -m benchmarks.native_bundle CKPT OUTPUT [--quant int4]
 """
 
 from __future__ import annotations
