@@ -1,11 +1,12 @@
 // How fast the linear layers are beside what the machine can do: bytes of weights a second beside a
 // plain read of as many bytes, products a second beside a loop of nothing but dot products.
 //
-//     latrt_bench [rows of activations] [threads] [huge]
+//     latrt_bench [rows of activations] [threads] [huge|small] [peaks]
 //
-// `huge` puts the weights on huge pages. All kernels run in turns, some milliseconds each, so that
-// what disturbs the machine disturbs all alike. Of the rounds, the median and the best tenth: on
-// a machine that is shared, only the latter says what the kernel can do.
+// `huge` puts the weights on huge pages, `peaks` leaves our kernels out. All kernels run in turns,
+// some milliseconds each, so that what disturbs the machine disturbs all alike. Of the rounds, the
+// median and the best tenth: on a machine that is shared, only the latter says what the kernel can
+// do.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -134,7 +135,8 @@ int main(int argc, char** argv) {
     }
 #endif
     std::vector<std::unique_ptr<Runtime>> runtimes;
-    for (int i = 0; i < kNumIsas; ++i) {
+    const bool peaks = argc > 4 && std::strcmp(argv[4], "peaks") == 0;
+    for (int i = 0; i < kNumIsas && !peaks; ++i) {
         const Kernels* kernels = find_kernels(Isa(i));
         if (kernels == nullptr || kernels->isa == Isa::plain) continue;  // too slow to wait for
         runtimes.push_back(std::make_unique<Runtime>(*kernels, threads));

@@ -1,0 +1,34 @@
+"""What the machine can do at this moment: read bandwidth and dot products, by `latrt_bench`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from benchmarks.peer_engines import ROOT, NotAvailable
+
+_BUILD = ROOT / "build" / "csrc"
+_RATE = re.compile(r"(plain read|dot products)\s+([\d.]+) \(\s*([\d.]+)\)")
+
+
+def machine_peaks(threads: int) -> dict[str, float]:
+    """{"read_gb_s", "read_gb_s_best", "dot_gop_s", "dot_gop_s_best"}: median, best tenth."""
+    binary = _BUILD / "latrt_bench"
+    if not binary.exists():
+        configure = ["cmake", "-S", ".", "-B", str(_BUILD)]
+        build = ["cmake", "--build", str(_BUILD), "--target", "latrt_bench"]
+        for command in (configure, build):
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise NotAvailable(f"the probe was not built: {done.stderr[-300:]}")
+    done = subprocess.run(
+        [str(binary), "1", str(threads), "huge", "peaks"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peaks = {}
+    for name, best, median in _RATE.findall(done.stdout):
+        key = "read_gb_s" if name == "plain read" else "dot_gop_s"
+        peaks[key], peaks[f"{key}_best"] = float(median), float(best)
+    return peaks

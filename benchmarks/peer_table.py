@@ -1,0 +1,90 @@
+"""The records of `peers` as figures and as a table."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+CONTEXTS = (512, 2048)
+
+
+def figures(record: dict[str, Any], context: int) -> dict[str, Any]:
+    """Medians of one engine and context, and the spread over its prompts."""
+    runs = record["runs"][str(context)]
+    rates = [len(run["decode_s"]) / sum(run["decode_s"]) for run in runs]
+    prefill = [context / run["prefill_s"] for run in runs]
+    return {
+        "decode_tok_s": statistics.median(rates),
+        "decode_tok_s_min": min(rates),
+        "decode_tok_s_max": max(rates),
+        "prefill_tok_s": statistics.median(prefill),
+        "peak_rss_gb": max(run["peak_rss_bytes"] for run in runs) / 1e9,
+        "load_s": record["load_s"],
+    }
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith("la-trt")
+
+
+def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures by engine and context; `ratio_to_best_peer` among peers of the same weight bits."""
+    engines: dict[str, Any] = {}
+    best: dict[tuple[int, int], float] = {}
+    for record in records:
+        if "runs" not in record:
+            continue
+        found = {str(c): figures(record, c) for c in CONTEXTS}
+        engines[record["engine"]] = {"bits": record["bits"], "check": record["check"], **found}
+        if not is_ours(record["engine"]):
+            for context in CONTEXTS:
+                key = (record["bits"], context)
+                best[key] = max(best.get(key, 0.0), found[str(context)]["decode_tok_s"])
+    for entry in engines.values():
+        for context in CONTEXTS:
+            peer = best.get((entry["bits"], context))
+            rate = entry[str(context)]["decode_tok_s"]
+            entry[str(context)]["ratio_to_best_peer"] = None if peer is None else rate / peer
+    for record in records:
+        if "alone" in record:
+            entry = engines[record["engine"]]
+            entry.update(record["alone"])
+            read = statistics.median(p["read_gb_s"] for p in record["probes"])
+            rate = entry[str(CONTEXTS[0])]["decode_tok_s"]
+            entry["bandwidth_frac"] = rate * record["weight_bytes"] / 1e9 / read
+            entry["read_gb_s"] = read
+    missing = {r["engine"]: r["cause"] for r in records if "cause" in r}
+    return {"benchmark": "peers", "engines": engines, "missing": missing}
+
+
+def to_table(result: dict[str, Any]) -> str:
+    """Markdown: a row for each engine and context, then what is ours alone, then who is missing."""
+    lines = [
+        "Random weights of the 3B shape, batch 1, greedy; median over prompts (least - most). "
+        "`ratio`: decoding against the best peer of as many weight bits.",
+        "",
+        "| engine | context | decode tok/s | ratio | prefill tok/s | peak RSS GB | load s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in result["engines"].items():
+        for context in CONTEXTS:
+            f = entry[str(context)]
+            ratio = f["ratio_to_best_peer"]
+            lines.append(
+                f"| {name} | {context} | {f['decode_tok_s']:.2f} ({f['decode_tok_s_min']:.2f} - "
+                f"{f['decode_tok_s_max']:.2f}) | {'' if ratio is None else f'{ratio:.2f}'} "
+                f"| {f['prefill_tok_s']:.0f} | {f['peak_rss_gb']:.2f} | {f['load_s']:.1f} |"
+            )
+    lines.append("")
+    for name, entry in result["engines"].items():
+        if "bandwidth_frac" in entry:
+            lines.append(
+                f"- {name}: {100 * entry['bandwidth_frac']:.0f} % of the read bandwidth beside it "
+                f"({entry['read_gb_s']:.1f} GB/s, median); mass "
+                f"{100 * entry['mass_overhead_frac']:+.1f} % of a step; `kv` re-injection of 256 "
+                f"tokens {entry['kv_reinject_steps']:.3f} steps; batch 8 has "
+                f"{entry['batch8_gain']:.2f} times the throughput of batch 1"
+            )
+    lines += [f"- {name}: {entry['check']}" for name, entry in result["engines"].items()]
+    lines += [f"- not measured: {name}: {cause}" for name, cause in result["missing"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,200 @@
+"""Our CPU engine and those that people use today, side by side at the 3B shape.
+
+    python benchmarks/peers.py [--work DIR] [--only NAME ...] [--rounds 3] [--fresh]
+
+Random weights, the same for all; batch 1, greedy, contexts 512 and 2048. Each peer is set up in an
+environment of its own below --work, its model made by its own tools. One engine runs at a time,
+between two probes of the machine's read bandwidth. An engine's record is kept in --work, so a run
+that was cut short goes on where it was. Peers that cannot be installed, or whose model does not
+fit the memory, are named with the cause. Before it is timed, an engine is checked: the same answer
+twice, and its first token among the 1000 likeliest of transformers in bf16. Ends with one JSON
+line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.make_3b import NUM_PLAIN_TOKENS
+from benchmarks.native_bundle import pack
+from benchmarks.onnx_3b import Worker
+from benchmarks.peer_engines import (
+    PEERS,
+    ROOT,
+    NotAvailable,
+    checkpoint,
+    model_of,
+    python_of,
+    require_memory,
+)
+from benchmarks.peer_probe import machine_peaks
+from benchmarks.peer_table import summarise, to_table
+from benchmarks.report import describe_machine, write_results
+
+OURS = {"la-trt int4": 4, "la-trt int8": 8}
+CONTEXTS = (512, 2048)
+CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4
+REINJECT, BATCH, BATCH_STEPS = 256, 8, 12
+REFERENCE = "transformers bf16"
+
+
+def prompt(context: int, seed: int) -> list[int]:
+    """Plain tokens, chosen by the seed."""
+    rng = np.random.default_rng([context, seed])
+    return [int(i) for i in rng.integers(1000, NUM_PLAIN_TOKENS - 1000, context)]
+
+
+def check(worker: Worker, top: list[int] | None) -> str:
+    """How the check went; raises NotAvailable where the engine's answers are wrong."""
+    ids = prompt(CHECK_IDS, 0)
+    first, second = (worker.ask(ids=ids, decode=CHECK_DECODE)["tokens"] for _ in range(2))
+    if first != second:
+        raise NotAvailable(f"the same prompt gave {first}, then {second}")
+    if top is None:
+        return "same answer twice; no reference to rank its first token in"
+    if first[0] not in top:
+        raise NotAvailable(f"its first token {first[0]} is none of the reference's {CHECK_TOP}")
+    return f"same answer twice, first token number {top.index(first[0]) + 1} of the reference"
+
+
+def measure(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
+    """Runs by context; the first prompt of the shortest context warms up."""
+    worker.ask(ids=prompt(CONTEXTS[0], 99), decode=2)
+    runs: dict[str, Any] = {}
+    for context in CONTEXTS:
+        runs[str(context)] = []
+        for i in range(rounds):
+            run = worker.ask(ids=prompt(context, i), decode=decode)
+            click.echo(
+                f"  {context}: decode {decode / sum(run['decode_s']):.2f} tok/s, "
+                f"prefill {context / run['prefill_s']:.1f} tok/s",
+                err=True,
+            )
+            runs[str(context)].append(run)
+    return runs
+
+
+def ours_alone(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
+    """What the mass, a batch and a re-injection cost, each beside plain steps."""
+    ids = prompt(CONTEXTS[0], 0)
+    mass, plain, batch = [], [], []
+    for _ in range(rounds):
+        plain.append(statistics.median(worker.ask(ids=ids, decode=decode)["decode_s"]))
+        run = worker.ask(ids=ids, decode=decode, mass=True)
+        mass.append(statistics.median(run["decode_s"]))
+        run = worker.ask(ids=ids, decode=BATCH_STEPS, batch=BATCH)
+        batch.append(statistics.median(run["decode_s"]))
+    reinject = statistics.median(worker.ask(ids=ids, reinject=REINJECT)["reinject_s"])
+    pairs = list(zip(plain, mass, batch, strict=True))
+    return {
+        "mass_overhead_frac": statistics.median(m / p - 1 for p, m, _ in pairs),
+        "batch8_gain": statistics.median(BATCH * p / b for p, _, b in pairs),
+        "kv_reinject_steps": reinject / statistics.median(plain),
+    }
+
+
+def record_of(name: str, work: Path, threads: int, rounds: int, decode: int) -> dict[str, Any]:
+    """Prepare, check and measure one engine. Raises NotAvailable."""
+    reference = work / "reference.json"
+    top = json.loads(reference.read_text()) if reference.exists() else None
+    if name in OURS:
+        bits = OURS[name]
+        model = work / f"ours_int{bits}"
+        if not model.exists():
+            pack(checkpoint(work, peer=False), model, "int4" if bits == 4 else "int8")
+        command = [sys.executable, "-m", "benchmarks.peer_ours", str(model), str(threads)]
+    else:
+        peer = next(p for p in PEERS if p.name == name)
+        bits = peer.bits
+        python = python_of(peer, work)
+        model = model_of(peer, work, python)
+        require_memory(peer.run_gib, "running it")
+        script, *rest = peer.worker
+        command = [python, str(ROOT / script), str(model), str(threads), *rest]
+    before = machine_peaks(threads)
+    try:
+        worker = Worker(*command)
+    except SystemExit as problem:
+        raise NotAvailable(f"it did not start: {problem}") from None
+    record: dict[str, Any] = {"engine": name, "bits": bits, **worker.hello}
+    try:
+        if name == REFERENCE:
+            top = worker.ask(ids=prompt(CHECK_IDS, 0), top=CHECK_TOP)["top"]
+            reference.write_text(json.dumps(top))
+        record["check"] = check(worker, top)
+        record["runs"] = measure(worker, rounds, decode)
+        if name in OURS:
+            record["alone"] = ours_alone(worker, rounds, decode)
+            record["weight_bytes"] = decoder_bytes(model)
+    except SystemExit as problem:
+        raise NotAvailable(f"it ended while running: {problem}") from None
+    finally:
+        worker.close()
+    record["probes"] = [before, machine_peaks(threads)]
+    record["load_average"] = os.getloadavg()[0]
+    return record
+
+
+def decoder_bytes(bundle: Path) -> int:
+    """Bytes of codes and scales that a decode step reads: every matrix, the table as the head."""
+    from la_trt.engines.native import WEIGHTS
+    from la_trt.files.safetensors import SafetensorsFile
+
+    file = SafetensorsFile(bundle / WEIGHTS)
+    wanted = [n for n in file.names() if not n.startswith("visual.")]
+    return sum(file.info(n).stop - file.info(n).start for n in wanted)
+
+
+@click.command(help=__doc__)
+@click.option("--work", type=click.Path(path_type=Path), default=ROOT / "out" / "peers")
+@click.option("--only", multiple=True, help="These engines alone; what is cached still counts.")
+@click.option("--threads", default=os.cpu_count(), show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="Prompts of each context.")
+@click.option("--decode", default=32, show_default=True, help="Steps behind each prompt.")
+@click.option("--fresh", is_flag=True, help="Measure again what is cached.")
+def main(
+    work: Path, only: tuple[str, ...], threads: int, rounds: int, decode: int, fresh: bool
+) -> None:
+    work = work.resolve()
+    (work / "records").mkdir(parents=True, exist_ok=True)
+    names = [REFERENCE, *OURS, *(p.name for p in PEERS if p.name != REFERENCE)]
+    if unknown := set(only) - set(names):
+        raise click.UsageError(f"--only: expected some of {names}, got {sorted(unknown)}")
+    records = []
+    for name in names:
+        path = work / "records" / f"{name.replace(' ', '_')}.json"
+        wanted = not only or name in only
+        if path.exists() and not (fresh and wanted):
+            records.append(json.loads(path.read_text()))
+            continue
+        if not wanted:
+            records.append({"engine": name, "cause": "not asked for in this run"})
+            continue
+        click.echo(name, err=True)
+        try:
+            record = record_of(name, work, threads, rounds, decode)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+        except (NotAvailable, subprocess.SubprocessError) as problem:
+            record = {"engine": name, "cause": str(problem)}
+            click.echo(f"  {problem}", err=True)
+        records.append(record)
+    result = summarise(records)
+    result |= {"threads": threads, "machine": describe_machine()}
+    write_results("peers", {**result, "records": records}, to_table(result))
+    click.echo(to_table(result), err=True)
+    click.echo(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
