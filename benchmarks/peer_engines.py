@@ -76,7 +76,10 @@ def _llama(name: str, bits: int, kind: str) -> Peer:
         environment="llama.cpp",
         packages=_LLAMA,
         no_binary="llama-cpp-python",
-        build={"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "2"},
+        build={
+            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
+            "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+        },
         make=("benchmarks/peer_gguf.py", "{ckpt}", "{model}", kind),
         make_gib=8,
         run_gib=4 if bits == 4 else 8,

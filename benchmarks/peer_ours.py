@@ -2,11 +2,13 @@
 
     python -m benchmarks.peer_ours BUNDLE THREADS
 
-Beside the common request: {"mass": true} for steps that return the visual mass as well;
+Beside the common request: {"mass": true} for steps of which every second, beginning with the
+first, returns the visual mass as well;
 {"batch": N} for steps of N sequences that share the prompt; {"reinject": N} for the times of
 `kv` re-injections of N tokens behind the prompt.
 """
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -62,9 +64,10 @@ class Worker:
         if reinject:
             self._forward(slots, [ids])
             return {"reinject_s": [self._reinject(reinject, len(ids)) for _ in range(REPEATS)]}
+        turn = itertools.count()
         return steps(
             lambda prompt: self._forward(slots[:1], [prompt])[0],
-            lambda token: self._forward(slots, [[token]] * batch, mass)[0],
+            lambda token: self._forward(slots, [[token]] * batch, mass and next(turn) % 2 == 0)[0],
             ids,
             decode,
         )

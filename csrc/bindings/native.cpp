@@ -34,6 +34,14 @@ const Kernels& kernels_named(const std::string& name) {
     return *kernels;
 }
 
+KvType kv_type_named(const std::string& name) {
+    constexpr const char* kNames[kNumKvTypes] = {"float32", "bfloat16", "float16", "int8"};
+    for (int i = 0; i < kNumKvTypes; ++i) {
+        if (name == kNames[i]) return static_cast<KvType>(i);
+    }
+    throw nb::value_error(("kv_dtype: unknown type " + name).c_str());
+}
+
 std::vector<std::string> levels() {
     std::vector<std::string> names;
     for (int i = 0; i < kNumIsas; ++i) {
@@ -197,15 +205,14 @@ NB_MODULE(_native, module) {
             "__init__",
             [](PyDecoder* self, nb::dict weights, int vocab_size, int width, int ffn,
                int num_layers, int num_heads, int num_kv_heads, int head_dim, float eps,
-               bool bf16_kv, const std::string& isa, int threads) {
-                const DecoderConfig config = {
-                    vocab_size, width,     ffn,
-                    num_layers, num_heads, num_kv_heads,
-                    head_dim,   eps,       bf16_kv ? KvType::bf16 : KvType::f32};
+               const std::string& kv_dtype, const std::string& isa, int threads) {
+                const DecoderConfig config = {vocab_size, width,     ffn,
+                                              num_layers, num_heads, num_kv_heads,
+                                              head_dim,   eps,       kv_type_named(kv_dtype)};
                 new (self) PyDecoder(config, weights, kernels_named(isa), threads);
             },
             nb::kw_only(), "weights"_a, "vocab_size"_a, "width"_a, "ffn"_a, "num_layers"_a,
-            "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "eps"_a, "bf16_kv"_a, "isa"_a,
+            "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "eps"_a, "kv_dtype"_a, "isa"_a,
             "threads"_a)
         .def("alloc", &PyDecoder::alloc, "slot"_a, "capacity"_a)
         .def("free", &PyDecoder::free, "slot"_a)

@@ -18,8 +18,30 @@ struct AttentionTask {
     float* mass;
 };
 
-int64_t element_bytes(KvType type) {
-    return type == KvType::f32 ? 4 : 2;
+// Bytes of one layer's keys, values and scales of them, for all KV heads of a slot.
+struct LayerBytes {
+    int64_t k, v, scale;
+
+    LayerBytes(const DecoderConfig& c, int64_t capacity) {
+        const int64_t places = capacity * c.num_kv_heads;
+        k = places * c.head_dim * kv_bytes(c.kv_type);
+        v = places * round_up(c.head_dim, kLanes) * kv_bytes(c.kv_type);
+        scale = c.kv_type == KvType::int8 ? places * int64_t{sizeof(float)} : 0;
+    }
+    int64_t all() const { return k + v + 2 * scale; }
+};
+
+float read_number(KvType type, const void* base, int64_t index, const float* scale, int64_t row) {
+    switch (type) {
+        case KvType::f32:
+            return static_cast<const float*>(base)[index];
+        case KvType::bf16:
+            return bf16_to_float(static_cast<const uint16_t*>(base)[index]);
+        case KvType::f16:
+            return f16_to_float(static_cast<const uint16_t*>(base)[index]);
+        default:
+            return static_cast<float>(static_cast<const int8_t*>(base)[index]) * scale[row];
+    }
 }
 
 }  // namespace
@@ -31,9 +53,7 @@ Decoder::Decoder(const DecoderConfig& config, DecoderWeights weights, const Kern
 bool Decoder::alloc(int slot, int64_t capacity) {
     if (static_cast<size_t>(slot) >= slots_.size()) slots_.resize(static_cast<size_t>(slot) + 1);
     const int64_t places = round_up(capacity, kLanes);
-    const int64_t values = config_.head_dim + round_up(config_.head_dim, kLanes);
-    const int64_t bytes = places * values * config_.num_kv_heads * config_.num_layers *
-                          element_bytes(config_.kv_type);
+    const int64_t bytes = LayerBytes(config_, places).all() * config_.num_layers;
     Slot fresh;
     fresh.memory.reset(static_cast<uint8_t*>(std::calloc(static_cast<size_t>(bytes), 1)));
     fresh.capacity = static_cast<int>(places);
@@ -53,12 +73,15 @@ bool Decoder::fits(int slot, int64_t length) const {
 
 KvSlot Decoder::layer_cache(int slot, int layer) const {
     const Slot& s = slots_[static_cast<size_t>(slot)];
-    const int64_t heads =
-        int64_t{config_.num_kv_heads} * s.capacity * element_bytes(config_.kv_type);
-    const int64_t k_bytes = heads * config_.head_dim;
-    const int64_t v_bytes = heads * round_up(config_.head_dim, kLanes);
-    uint8_t* k = s.memory.get() + layer * (k_bytes + v_bytes);
-    return {k, k + k_bytes, config_.kv_type, config_.num_kv_heads, config_.head_dim, s.capacity};
+    const LayerBytes bytes(config_, s.capacity);
+    uint8_t* k = s.memory.get() + layer * bytes.all();
+    uint8_t* v = k + bytes.k;
+    KvSlot cache = {k, v, config_.kv_type, config_.num_kv_heads, config_.head_dim, s.capacity};
+    if (bytes.scale > 0) {
+        cache.k_scale = reinterpret_cast<float*>(v + bytes.v);
+        cache.v_scale = cache.k_scale + int64_t{config_.num_kv_heads} * s.capacity;
+    }
+    return cache;
 }
 
 void Decoder::embed(const DecoderStep& step) {
@@ -111,14 +134,15 @@ void Decoder::attend(const DecoderStep& step, int layer) {
         const int64_t keys = int64_t{task.kv_head} * cache.capacity;
         const int64_t row = task.first_token + task.first;
         const int64_t head_at = int64_t{task.kv_head} * group * c.head_dim,
-                      bytes = element_bytes(c.kv_type);
+                      bytes = kv_bytes(c.kv_type);
         runtime_.kernels().attention(
             {qkv_.data() + row * ldq + head_at,
              static_cast<const uint8_t*>(cache.k) + keys * c.head_dim * bytes,
              static_cast<const uint8_t*>(cache.v) + keys * round_up(c.head_dim, kLanes) * bytes,
              heads_.data() + row * k_at + head_at, task.mass, scratch_.data() + thread * room,
              c.kv_type, task.count, group, c.head_dim, task.sequence->past + task.first + 1, true,
-             scale, ldq, k_at});
+             scale, ldq, k_at, cache.k_scale ? cache.k_scale + keys : nullptr,
+             cache.v_scale ? cache.v_scale + keys : nullptr});
     });
 }
 
@@ -208,13 +232,9 @@ void Decoder::read_kv(int slot, int layer, int head, int position, float* k, flo
     const int64_t at = int64_t{head} * cache.capacity;
     const int64_t k_at = (at + position / kLanes * kLanes) * cache.head_dim + position % kLanes;
     const int64_t v_at = (at + position) * round_up(cache.head_dim, kLanes);
-    const auto read = [&](const void* base, int64_t index) {
-        return cache.type == KvType::f32 ? static_cast<const float*>(base)[index]
-                                         : bf16_to_float(static_cast<const uint16_t*>(base)[index]);
-    };
     for (int d = 0; d < cache.head_dim; ++d) {
-        k[d] = read(cache.k, k_at + d * kLanes);
-        v[d] = read(cache.v, v_at + d);
+        k[d] = read_number(cache.type, cache.k, k_at + d * kLanes, cache.k_scale, at + position);
+        v[d] = read_number(cache.type, cache.v, v_at + d, cache.v_scale, at + position);
     }
 }
 

@@ -7,54 +7,68 @@ using test::poison;
 
 namespace {
 
-// A cache of one sequence whose unused places are poisoned; `first` tokens written.
+// A cache of one sequence whose unused places are poisoned: NaN in every type, codes by their
+// scale.
 struct Cache {
-    std::vector<float> k32, v32;
-    std::vector<uint16_t> k16, v16;
+    std::vector<uint8_t> k, v;
+    std::vector<float> k_scale, v_scale;
     KvSlot slot;
 
     Cache(KvType type, int heads, int dim, int capacity) {
-        const size_t k = size_t(heads) * capacity * dim;
-        const size_t v = size_t(heads) * capacity * round_up(dim, kLanes);
-        if (type == KvType::f32) {
-            k32 = poison(k), v32 = poison(v);
-            slot = {k32.data(), v32.data(), type, heads, dim, capacity};
-        } else {
-            k16.assign(k, 0x7fc0), v16.assign(v, 0x7fc0);
-            slot = {k16.data(), v16.data(), type, heads, dim, capacity};
-        }
-    }
-    const void* head_k(int head) const {
-        return at(slot.k, int64_t{head} * slot.capacity * slot.head_dim);
-    }
-    const void* head_v(int head) const {
-        return at(slot.v, int64_t{head} * slot.capacity * round_up(slot.head_dim, kLanes));
+        const size_t places = size_t(heads) * capacity, bytes = size_t(kv_bytes(type));
+        k.assign(places * dim * bytes, 0xff),
+            v.assign(places * round_up(dim, kLanes) * bytes, 0xff);
+        k_scale = poison(places), v_scale = poison(places);
+        slot = {k.data(), v.data(), type, heads, dim, capacity, k_scale.data(), v_scale.data()};
+        if (type != KvType::int8) slot.k_scale = slot.v_scale = nullptr;
     }
     float key(int head, int position, int d) const {
-        return read(slot.k, (int64_t{head} * slot.capacity + position / 16 * 16) * slot.head_dim +
-                                d * 16 + position % 16);
+        const int64_t place = int64_t{head} * slot.capacity + position;
+        return read(slot.k, (place - position % 16) * slot.head_dim + d * 16 + position % 16,
+                    k_scale[size_t(place)]);
     }
     float value(int head, int position, int d) const {
-        return read(
-            slot.v,
-            (int64_t{head} * slot.capacity + position) * round_up(slot.head_dim, kLanes) + d);
+        const int64_t place = int64_t{head} * slot.capacity + position;
+        return read(slot.v, place * round_up(slot.head_dim, kLanes) + d, v_scale[size_t(place)]);
     }
 
  private:
-    const void* at(const void* base, int64_t index) const {
-        return static_cast<const uint8_t*>(base) + index * (slot.type == KvType::f32 ? 4 : 2);
-    }
-    float read(const void* base, int64_t index) const {
-        if (slot.type == KvType::f32) return *static_cast<const float*>(at(base, index));
-        return bf16_to_float(*static_cast<const uint16_t*>(at(base, index)));
+    float read(const void* base, int64_t index, float scale) const {
+        const auto* halves = static_cast<const uint16_t*>(base);
+        switch (slot.type) {
+            case KvType::f32:
+                return static_cast<const float*>(base)[index];
+            case KvType::bf16:
+                return bf16_to_float(halves[index]);
+            case KvType::f16:
+                return f16_to_float(halves[index]);
+            default:
+                return float(static_cast<const int8_t*>(base)[index]) * scale;
+        }
     }
 };
 
-std::vector<float> rounded(std::vector<float> values, KvType type) {
-    for (float& value : values) {
-        if (type == KvType::bf16) value = bf16_to_float(float_to_bf16(value));
+// Rows of `dim` numbers as a cache of that type holds them.
+std::vector<float> rounded(std::vector<float> values, KvType type, int dim) {
+    for (size_t first = 0; first < values.size(); first += size_t(dim)) {
+        float top = 0;
+        for (int d = 0; d < dim; ++d) top = std::max(top, std::fabs(values[first + d]));
+        for (int d = 0; d < dim; ++d) {
+            float& value = values[first + d];
+            if (type == KvType::bf16) value = bf16_to_float(float_to_bf16(value));
+            if (type == KvType::f16) value = f16_to_float(float_to_f16(value));
+            if (type == KvType::int8) {
+                value = top == 0 ? 0 : std::nearbyint(value * (127 / top)) * (top / 127);
+            }
+        }
     }
     return values;
+}
+
+// How far a number of size `value` may be off, written anew in a row whose largest is `top`.
+float rounding(KvType type, float value, float top) {
+    constexpr float kParts[kNumKvTypes] = {0, 0.004f, 0.0005f, 0};
+    return std::fabs(value) * kParts[int(type)] + (type == KvType::int8 ? top / 250 : 0) + 1e-6f;
 }
 
 void check_attention(const Kernels& kernels, KvType type, uint64_t seed) {
@@ -65,8 +79,8 @@ void check_attention(const Kernels& kernels, KvType type, uint64_t seed) {
     const int first_keys = causal ? past + 1 : past + tokens, keys = past + tokens;
     const float sharp = random.uniform(0.5f, 6);
     Attention a = {random.floats(size_t(tokens) * group * dim, -sharp, sharp),
-                   rounded(random.floats(size_t(keys) * dim), type),
-                   rounded(random.floats(size_t(keys) * dim), type),
+                   rounded(random.floats(size_t(keys) * dim), type, dim),
+                   rounded(random.floats(size_t(keys) * dim), type, dim),
                    tokens,
                    group,
                    dim,
@@ -80,7 +94,7 @@ void check_attention(const Kernels& kernels, KvType type, uint64_t seed) {
     const float scale = 1 / std::sqrt(float(dim));
     kernels.attention({a.q.data(), cache.slot.k, cache.slot.v, out.data(),
                        causal ? mass.data() : nullptr, scratch.data(), type, tokens, group, dim,
-                       first_keys, causal, scale, ld, ld});
+                       first_keys, causal, scale, ld, ld, cache.slot.k_scale, cache.slot.v_scale});
     std::vector<float> want, want_mass;
     reference::attention(a, scale, want, want_mass);
     char what[160];
@@ -99,25 +113,43 @@ void check_attention(const Kernels& kernels, KvType type, uint64_t seed) {
 TEST(attention_equals_the_reference) {
     for (const Kernels* kernels : test::levels()) {
         for (uint64_t seed = 0; seed < 100; ++seed) {
-            check_attention(*kernels, KvType::f32, seed);
-            check_attention(*kernels, KvType::bf16, seed + 1000);
+            for (int type = 0; type < kNumKvTypes; ++type) {
+                check_attention(*kernels, KvType(type), seed + 1000 * uint64_t(type));
+            }
         }
     }
 }
 
 TEST(attention_reports_numbers_that_are_not_finite) {
     for (const Kernels* kernels : test::levels()) {
-        test::Random random(5);
-        const std::vector<float> q = random.floats(8), v = random.floats(24);
-        std::vector<float> k = random.floats(24);
-        k[9] = std::nanf("");
-        Cache cache(KvType::f32, 1, 8, 16);
-        kernels->kv_write({cache.slot, k.data(), v.data(), 3, 0, 8});
-        std::vector<float> out(8, 0.0f), scratch(size_t(attention_scratch(1, 8, 3)));
-        kernels->attention({q.data(), cache.slot.k, cache.slot.v, out.data(), nullptr,
-                            scratch.data(), KvType::f32, 1, 1, 8, 3, false, 1.0f, 8, 8});
-        for (float value : out) CHECK(std::isnan(value));
+        for (int type = 0; type < kNumKvTypes; ++type) {
+            test::Random random(5);
+            const std::vector<float> q = random.floats(8), v = random.floats(24);
+            std::vector<float> k = random.floats(24);
+            k[9] = std::nanf("");
+            Cache cache(KvType(type), 1, 8, 16);
+            kernels->kv_write({cache.slot, k.data(), v.data(), 3, 0, 8});
+            std::vector<float> out(8, 0.0f), scratch(size_t(attention_scratch(1, 8, 3)));
+            kernels->attention({q.data(), cache.slot.k, cache.slot.v, out.data(), nullptr,
+                                scratch.data(), KvType(type), 1, 1, 8, 3, false, 1.0f, 8, 8,
+                                cache.slot.k_scale, cache.slot.v_scale});
+            for (float value : out) CHECK(std::isnan(value));
+        }
     }
+}
+
+TEST(attention_halves_round_to_the_nearest) {
+    for (uint32_t half = 0; half < 0x10000; ++half) {
+        const float value = f16_to_float(uint16_t(half));
+        CHECK(float_to_f16(value) == half || std::isnan(value));
+        if ((half & 0x7fffu) >= 0x7bffu) continue;  // the next is infinity
+        const float next = f16_to_float(uint16_t(half + 1)), middle = (value + next) / 2;
+        CHECK(float_to_f16(middle) == (half % 2 == 0 ? half : half + 1));
+        CHECK(float_to_f16(std::nextafter(middle, next)) == half + 1);
+        CHECK(float_to_f16(std::nextafter(middle, value)) == half);
+    }
+    CHECK(std::isnan(f16_to_float(float_to_f16(std::nanf("")))));
+    CHECK(float_to_f16(65519.0f) == 0x7bff && float_to_f16(65520.0f) == 0x7c00);
 }
 
 TEST(attention_scores_far_apart_do_not_overflow) {
@@ -139,12 +171,12 @@ TEST(attention_copies_of_keys_turn_and_values_stay) {
     for (const Kernels* kernels : test::levels()) {
         for (uint64_t seed = 0; seed < 60; ++seed) {
             test::Random random(seed);
-            const KvType type = seed % 2 ? KvType::bf16 : KvType::f32;
+            const KvType type = KvType(seed % kNumKvTypes);
             const int heads = random.size(3), dim = 2 * random.size(40), first = random.size(70);
             const int count = random.size(40), capacity = int(round_up(first + count, kLanes));
             const int64_t ld = int64_t{heads} * dim;
-            const auto k = rounded(random.floats(size_t(first * ld)), type);
-            const auto v = rounded(random.floats(size_t(first * ld)), type);
+            const auto k = rounded(random.floats(size_t(first * ld)), type, dim);
+            const auto v = rounded(random.floats(size_t(first * ld)), type, dim);
             Cache cache(type, heads, dim, capacity);
             kernels->kv_write({cache.slot, k.data(), v.data(), first, 0, ld});
             std::vector<float> cos, sin, k_from, want_cos, want_sin;
@@ -167,14 +199,16 @@ TEST(attention_copies_of_keys_turn_and_values_stay) {
                 for (int j = 0; j < ld; ++j) {
                     const int head = j / dim, d = j % dim;
                     got.push_back(cache.key(head, first + i, d));
-                    values_kept &= cache.value(head, first + i, d) == v[size_t(source[i] * ld + j)];
-                    sources_kept &=
-                        cache.key(head, int(source[i]), d) == k[size_t(source[i] * ld + j)];
+                    const int from = int(source[i]);
+                    values_kept &= cache.value(head, first + i, d) == cache.value(head, from, d);
+                    const size_t at = size_t(from) * ld + j;
+                    const float off = type == KvType::int8 ? 1e-6f : 0.0f;
+                    sources_kept &= std::fabs(cache.key(head, from, d) - k[at]) <= off;
+                    sources_kept &= std::fabs(cache.value(head, from, d) - v[at]) <= off;
                 }
             }
-            for (float value : want) {
-                bound.push_back(type == KvType::f32 ? 1e-6f : std::fabs(value) * 0.004f + 1e-6f);
-            }
+            // A turned pair is at most sqrt(2) times the largest number, which is below 1.
+            for (float value : want) bound.push_back(rounding(type, value, 1.42f));
             CHECK_NEAR("reinject", got, want, bound, size_t(ld));
             CHECK(values_kept && sources_kept);
         }

@@ -30,7 +30,7 @@ from la_trt.files.safetensors import SafetensorsFile
 
 WEIGHTS = "native.safetensors"
 LAYOUT = "1"
-KV_DTYPES = ("float32", "bfloat16")
+KV_DTYPES = ("float32", "bfloat16", "float16", "int8")
 _TOKENS_AT_ONCE = 256
 
 
@@ -56,7 +56,7 @@ class NativeEngine:
 
     `threads`: all that the process may use by default. `isa`: an instruction set level by name
     (`la_trt._native.levels()`), by default the best of this processor. `kv_dtype`: of the KV
-    cache. `max_len`: KV positions of a slot, at most the bundle's; memory is touched only as
+    cache; int8 has one scale for each key and one for each value. `max_len`: KV positions of a slot, at most the bundle's; memory is touched only as
     slots fill. Weights stay in the mapped file, shared by all processes that open it.
     """
 
@@ -81,9 +81,7 @@ class NativeEngine:
         file = _open_weights(bundle)
         shared = {"weights": _arrays(file), "isa": isa, "threads": threads}
         try:
-            self._decoder = module.Decoder(
-                **shared, **_decoder_sizes(config), bf16_kv=kv_dtype == "bfloat16"
-            )
+            self._decoder = module.Decoder(**shared, **_decoder_sizes(config), kv_dtype=kv_dtype)
             self._vision = module.Vision(**shared, **_vision_sizes(config))
         except ValueError as error:
             raise BundleError(f"{file.path}: {error}\n{REBUILD}", name="E_NATIVE") from None

@@ -31,7 +31,8 @@ const float* query(const AttentionParams& p, const Rows& rows, int row) {
 
 // Scores of M rows on the 16 keys of a tile (D, 16).
 template <int M, class T>
-void score_tile(const AttentionParams& p, const Rows& rows, int row, const T* tile, int column) {
+void score_tile(const AttentionParams& p, const Rows& rows, int row, const T* tile, int column,
+                const float* k_scale) {
     const float* q[M];
     for (int m = 0; m < M; ++m) q[m] = query(p, rows, row + m);
     Vec sums[M][kParts] = {};
@@ -46,7 +47,11 @@ void score_tile(const AttentionParams& p, const Rows& rows, int row, const T* ti
     for (int m = 0; m < M; ++m) {
         float* to = rows.scores + int64_t{row + m} * kKeyBlock + column;
 #pragma GCC unroll 4
-        for (int i = 0; i < kParts; ++i) store(to + i * kWidth, sums[m][i] * p.scale);
+        for (int i = 0; i < kParts; ++i) {
+            Vec score = sums[m][i] * p.scale;
+            if constexpr (sizeof(T) == 1) score *= load(k_scale + i * kWidth);
+            store(to + i * kWidth, score);
+        }
     }
 }
 
@@ -54,11 +59,12 @@ template <class T>
 void score_block(const AttentionParams& p, const Rows& rows, int first_key, int count) {
     for (int column = 0; column < count; column += kLanes) {
         const T* tile = static_cast<const T*>(p.k) + int64_t{first_key + column} * p.head_dim;
+        const float* k_scale = sizeof(T) == 1 ? p.k_scale + first_key + column : nullptr;
         int row = 0;
         for (; row + kMaxRows <= rows.count; row += kMaxRows) {
-            score_tile<kMaxRows>(p, rows, row, tile, column);
+            score_tile<kMaxRows>(p, rows, row, tile, column, k_scale);
         }
-        for (; row < rows.count; ++row) score_tile<1>(p, rows, row, tile, column);
+        for (; row < rows.count; ++row) score_tile<1>(p, rows, row, tile, column, k_scale);
     }
 }
 
@@ -67,8 +73,10 @@ void softmax_row(const Rows& rows, int row, int valid) {
     float* scores = rows.scores + int64_t{row} * kKeyBlock;
     rows.shrink[row] = 1.0f;
     float top = rows.top[row];
-    for (int i = 0; i < valid; ++i) top = scores[i] > top ? scores[i] : top;
     for (int i = valid; i < kKeyBlock; ++i) scores[i] = kLowest;
+    Vec tops = splat(top);
+    for (int i = 0; i < kKeyBlock; i += kWidth) tops = max(load(scores + i), tops);
+    top = max_lane(tops);
     if (top > rows.top[row]) {
         rows.shrink[row] = sum(exp(splat(rows.top[row] - top))) / static_cast<float>(kWidth);
         rows.top[row] = top;
@@ -81,6 +89,14 @@ void softmax_row(const Rows& rows, int row, int valid) {
         total += e;
     }
     rows.total[row] = rows.total[row] * rows.shrink[row] + sum(total);
+}
+
+// Values are codes times a scale: the weights take the scale.
+void scale_weights(const AttentionParams& p, const Rows& rows, int first_key, int count) {
+    for (int row = 0; row < rows.count; ++row) {
+        float* weights = rows.scores + int64_t{row} * kKeyBlock;
+        for (int i = 0; i < count; ++i) weights[i] *= p.v_scale[first_key + i];
+    }
 }
 
 // out = out * shrink + weights . values, for M rows and `kColumns` vectors of components.
@@ -174,8 +190,9 @@ void attend(const AttentionParams& p, const Rows& rows) {
             const int seen = keys_seen(p, rows.first_token + row / p.group) - key;
             softmax_row(rows, row, seen < 0 ? 0 : seen < count ? seen : count);
         }
-        value_block<T>(p, rows, key, count);
         if (keep) keep_last(p, rows, key);
+        if constexpr (sizeof(T) == 1) scale_weights(p, rows, key, count);
+        value_block<T>(p, rows, key, count);
     }
     for (int row = 0; row < rows.count; ++row) {
         const int token = rows.first_token + row / p.group;
@@ -206,7 +223,19 @@ void attention(const AttentionParams& p) {
         const int count = p.num_tokens - first < tokens ? p.num_tokens - first : tokens;
         rows.first_token = first;
         rows.count = count * p.group;
-        p.type == KvType::f32 ? attend<float>(p, rows) : attend<uint16_t>(p, rows);
+        switch (p.type) {
+            case KvType::f32:
+                attend<float>(p, rows);
+                break;
+            case KvType::bf16:
+                attend<uint16_t>(p, rows);
+                break;
+            case KvType::f16:
+                attend<Half>(p, rows);
+                break;
+            case KvType::int8:
+                attend<int8_t>(p, rows);
+        }
     }
 }
 

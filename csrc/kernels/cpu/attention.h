@@ -4,6 +4,7 @@
 // The cache of one KV head, C a multiple of 16 and Dp = D rounded up to 16:
 //   K (C/16, D, 16): tiles of 16 keys, so that scores need no sum across lanes
 //   V (C, Dp): zeros behind D
+// in f32, bf16 or f16, or as int8 codes with one scale for each key and one for each value.
 #pragma once
 
 #include "kernels/cpu/types.h"
@@ -24,6 +25,8 @@ struct AttentionParams {
     bool causal;   // token t sees num_keys + t; otherwise all see num_keys
     float scale;
     int64_t ldq, ldo;
+    const float* k_scale = nullptr;  // (C); int8                           in
+    const float* v_scale = nullptr;  // (C); int8                           in
 };
 
 inline constexpr int kKeyBlock = 64;

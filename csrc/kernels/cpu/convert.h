@@ -37,4 +37,18 @@ static inline float f16_to_float(uint16_t half) {
     return bits_float(sign | float_bits(bits_float(rest << 13) * 0x1p112f));
 }
 
+// Round to nearest, ties to even; beyond the largest half is infinity, NaN stays NaN.
+static inline uint16_t float_to_f16(float value) {
+    const uint32_t bits = float_bits(value), sign = bits >> 16 & 0x8000u;
+    const uint32_t rest = bits & 0x7fffffffu;
+    if (rest > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+    if (rest < 0x38800000u) {  // subnormal: adding 0.5 leaves multiples of 2^-24 in the low bits
+        const uint32_t sum = float_bits(bits_float(rest) + 0.5f);
+        return static_cast<uint16_t>(sign | (sum - float_bits(0.5f)));
+    }
+    const uint32_t rounded = rest + 0xfffu + (rest >> 13 & 1u);
+    return static_cast<uint16_t>(sign | (rounded - (112u << 23)) >> 13);
+}
+
 }  // namespace latrt

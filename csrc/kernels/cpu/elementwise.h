@@ -36,7 +36,9 @@ struct KvSlot {
     void* v;  // (heads, C, Dp)
     KvType type;
     int num_heads, head_dim;
-    int capacity;  // C, a multiple of 16
+    int capacity;              // C, a multiple of 16
+    float* k_scale = nullptr;  // (heads, C): a key is its codes times this; int8
+    float* v_scale = nullptr;  // (heads, C); int8
 };
 
 // Appends keys (rotated already) and values of T tokens at `first`.

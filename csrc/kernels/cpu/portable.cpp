@@ -8,22 +8,58 @@
 namespace latrt::portable {
 namespace {
 
-template <class T>
-T encode(float value);
-template <>
-float encode(float value) {
-    return value;
-}
-template <>
-uint16_t encode(float value) {
-    return float_to_bf16(value);
-}
-
 float decode(float value) {
     return value;
 }
 float decode(uint16_t value) {
     return bf16_to_float(value);
+}
+float decode(Half value) {
+    return f16_to_float(value.bits);
+}
+float decode(int8_t code) {
+    return code;
+}
+
+void encode(float value, float, float& to) {
+    to = value;
+}
+void encode(float value, float, uint16_t& to) {
+    to = float_to_bf16(value);
+}
+void encode(float value, float, Half& to) {
+    to = {float_to_f16(value)};
+}
+void encode(float value, float inverse, int8_t& to) {
+    to = static_cast<int8_t>(std::nearbyint(value * inverse));
+}
+
+// One over the scale of codes for n numbers value(i), max|value| / 127, which goes to `scale`.
+// Where one is not finite: 0, and NaN to `scale`, so that all that is made of the codes is NaN.
+template <class F>
+float choose_scale(int n, F&& value, float& scale) {
+    float top = 0, check = 0;
+    for (int i = 0; i < n; ++i) {
+        const float v = value(i);
+        top = std::fabs(v) > top ? std::fabs(v) : top;
+        check += v * 0.0f;
+    }
+    scale = top / 127.0f + check;
+    return top > 1e-35f && check == 0.0f ? 127.0f / top : 0.0f;
+}
+
+// Writes n numbers value(i), `step` apart; codes get the scale `scale[at]`.
+template <class T, class F>
+void put(T* to, int64_t step, int n, F&& value, float* scale, int64_t at) {
+    float inverse = 0;
+    if constexpr (sizeof(T) == 1) {
+        inverse = choose_scale(n, value, scale[at]);
+        if (inverse == 0.0f) {
+            for (int i = 0; i < n; ++i) to[i * step] = 0;
+            return;
+        }
+    }
+    for (int i = 0; i < n; ++i) encode(value(i), inverse, to[i * step]);
 }
 
 // Where component 0 of a key stands; component d follows d * 16 further on.
@@ -47,10 +83,11 @@ void write(const KvWriteParams& p) {
         for (int t = 0; t < p.num_tokens; ++t) {
             const float* k = p.k + t * p.ldx + int64_t{head} * dim;
             const float* v = p.v + t * p.ldx + int64_t{head} * dim;
-            T* key = key_at<T>(p.slot, head, p.first + t);
             T* value = value_at<T>(p.slot, head, p.first + t);
-            for (int d = 0; d < dim; ++d) key[d * kLanes] = encode<T>(k[d]);
-            for (int d = 0; d < dim; ++d) value[d] = encode<T>(v[d]);
+            const int64_t at = int64_t{head} * p.slot.capacity + p.first + t;
+            const auto key_of = [&](int d) { return k[d]; };
+            put(key_at<T>(p.slot, head, p.first + t), kLanes, dim, key_of, p.slot.k_scale, at);
+            put(value, 1, dim, [&](int d) { return v[d]; }, p.slot.v_scale, at);
             for (int d = dim; d < padded; ++d) value[d] = T{};
         }
     }
@@ -58,21 +95,42 @@ void write(const KvWriteParams& p) {
 
 template <class T>
 void reinject(const KvReinjectParams& p) {
-    const int half = p.slot.head_dim / 2;
-    const int padded = static_cast<int>(round_up(p.slot.head_dim, kLanes));
+    const int dim = p.slot.head_dim, half = dim / 2;
+    const size_t value_bytes = sizeof(T) * static_cast<size_t>(round_up(dim, kLanes));
     for (int head = 0; head < p.slot.num_heads; ++head) {
         for (int i = 0; i < p.count; ++i) {
-            const T* from = key_at<T>(p.slot, head, p.source[i]);
-            T* to = key_at<T>(p.slot, head, p.first + i);
-            for (int d = 0; d < half; ++d) {
-                const float a = decode(from[d * kLanes]), b = decode(from[(d + half) * kLanes]);
-                to[d * kLanes] = encode<T>(a * p.cos[d] - b * p.sin[d]);
-                to[(d + half) * kLanes] = encode<T>(b * p.cos[d] + a * p.sin[d]);
-            }
-            const T* value = value_at<T>(p.slot, head, p.source[i]);
-            T* copy = value_at<T>(p.slot, head, p.first + i);
-            for (int d = 0; d < padded; ++d) copy[d] = value[d];
+            const int64_t source = p.source[i], target = int64_t{p.first} + i;
+            const int64_t heads = int64_t{head} * p.slot.capacity;
+            const T* from = key_at<T>(p.slot, head, source);
+            const float scale = sizeof(T) == 1 ? p.slot.k_scale[heads + source] : 1.0f;
+            const auto turned = [&](int d) {
+                const int pair = d < half ? d : d - half;
+                const float a = decode(from[pair * kLanes]) * scale;
+                const float b = decode(from[(pair + half) * kLanes]) * scale;
+                return d < half ? a * p.cos[pair] - b * p.sin[pair]
+                                : b * p.cos[pair] + a * p.sin[pair];
+            };
+            T* to = key_at<T>(p.slot, head, target);
+            put(to, kLanes, dim, turned, p.slot.k_scale, heads + target);
+            std::memcpy(value_at<T>(p.slot, head, target), value_at<T>(p.slot, head, source),
+                        value_bytes);
+            if (sizeof(T) == 1) p.slot.v_scale[heads + target] = p.slot.v_scale[heads + source];
         }
+    }
+}
+
+// Calls function(T{}) with the numbers that the cache holds.
+template <class F>
+void with_type(KvType type, F&& function) {
+    switch (type) {
+        case KvType::f32:
+            return function(float{});
+        case KvType::bf16:
+            return function(uint16_t{});
+        case KvType::f16:
+            return function(Half{});
+        case KvType::int8:
+            return function(int8_t{});
     }
 }
 
@@ -109,11 +167,11 @@ void gelu(const GeluParams& p) {
 }
 
 void kv_write(const KvWriteParams& p) {
-    p.slot.type == KvType::f32 ? write<float>(p) : write<uint16_t>(p);
+    with_type(p.slot.type, [&](auto number) { write<decltype(number)>(p); });
 }
 
 void kv_reinject(const KvReinjectParams& p) {
-    p.slot.type == KvType::f32 ? reinject<float>(p) : reinject<uint16_t>(p);
+    with_type(p.slot.type, [&](auto number) { reinject<decltype(number)>(p); });
 }
 
 void top_k(TopKParams& p) {

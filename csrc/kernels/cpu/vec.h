@@ -4,6 +4,10 @@
 
 #include <cstdint>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include "kernels/cpu/types.h"
 
 namespace latrt::LATRT_LEVEL {
@@ -25,6 +29,7 @@ typedef float Vec __attribute__((vector_size(kVectorBytes)));
 typedef int32_t IntVec __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t UintVec __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t HalfVec __attribute__((vector_size(kVectorBytes / 2)));
+typedef int8_t ByteVec __attribute__((vector_size(kVectorBytes / 4)));
 
 template <class V, class T>
 inline V load_as(const T* from) {
@@ -41,6 +46,27 @@ inline Vec load(const float* from) {
 inline Vec load(const uint16_t* from) {
     const UintVec bits = __builtin_convertvector(load_as<HalfVec>(from), UintVec) << 16;
     return (Vec)bits;
+}
+
+inline Vec load(const int8_t* from) {
+    const IntVec codes = __builtin_convertvector(load_as<ByteVec>(from), IntVec);
+    return __builtin_convertvector(codes, Vec);
+}
+
+inline Vec load(const Half* from) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(load_as<__m256i>(from));
+#elif defined(__F16C__)
+    return (Vec)_mm256_cvtph_ps(load_as<__m128i>(from));
+#else
+    const UintVec bits = __builtin_convertvector(load_as<HalfVec>(from), UintVec);
+    const UintVec sign = (bits & 0x8000u) << 16, rest = bits & 0x7fffu;
+    // Multiplying by 2^112 moves the exponent's bias, and makes subnormal halves normal.
+    const UintVec finite = (UintVec)((Vec)(rest << 13) * 0x1p112f);
+    const UintVec special = 0x7f800000u | (rest & 0x3ffu) << 13;
+    const UintVec is_special = (UintVec)(rest >= 0x7c00u);
+    return (Vec)(sign | (finite & ~is_special) | (special & is_special));
+#endif
 }
 
 inline void store(float* to, Vec vector) {
