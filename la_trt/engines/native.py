@@ -56,7 +56,8 @@ class NativeEngine:
 
     `threads`: all that the process may use by default. `isa`: an instruction set level by name
     (`la_trt._native.levels()`), by default the best of this processor. `kv_dtype`: of the KV
-    cache; int8 has one scale for each key and one for each value. `max_len`: KV positions of a slot, at most the bundle's; memory is touched only as
+    cache; int8 has one scale for each key and one for each value. `max_len`: KV positions of a
+    slot, at most the bundle's; memory is touched only as
     slots fill. Weights stay in the mapped file, shared by all processes that open it.
     """
 
