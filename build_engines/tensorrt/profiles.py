@@ -23,9 +23,9 @@ def decoder_profiles(
 ) -> tuple[Profile, ...]:
     """`decode` (one token of each sequence) and `prefill` (a chunk of one), or both as one.
 
-    One, `any`, where the weights are integers: with two profiles TensorRT-RTX 1.7 puts many of
-    them into the plan twice (docs/tensorrt.md), and it compiles kernels for the shapes that it
-    meets anyway.
+    One, `any`, where the weights are codes: with two profiles TensorRT-RTX 1.7 puts many integers
+    into the plan twice, and writes some fp8 weights out decoded in `prefill` (docs/tensorrt.md).
+    It compiles kernels for the shapes that it meets anyway.
     """
     likely, capacity = min(_LIKELY_VISUAL, max_len), kv_capacity(max_len)
     letters: dict[str, Range] = {
@@ -38,7 +38,7 @@ def decoder_profiles(
     }
     chunk = min(chunk, max_len)
     inputs = decoder_inputs(config, kv_dtype=kv_dtype)
-    if quant in ("int8", "int4"):
+    if quant != "none":
         return (_profile("any", inputs, {**letters, "S": (1, 1, chunk)}),)
     many: dict[str, Range] = {"B": (1, 1, 1), "S": (1, chunk, chunk), "R": (0, 1, 1)}
     return (

@@ -84,11 +84,11 @@ def test_every_image_within_the_limit_fits_the_vision_profile(seed: int) -> None
 
 
 def test_profiles_of_the_decoder() -> None:
-    """One token of many sequences, or a chunk of one; a single profile where scales are blocks."""
+    """One token of many sequences, or a chunk of one; a single profile where weights are codes."""
     config = random_config(0)
     for quant, names in (
         ("none", ["decode", "prefill"]),
-        ("fp8", ["decode", "prefill"]),
+        ("fp8", ["any"]),
         ("int8", ["any"]),
         ("int4", ["any"]),
     ):
