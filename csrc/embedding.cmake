@@ -67,12 +67,17 @@ if(LATRT_TESTS)
   add_executable(latrt_runtime_tests csrc/tests/main.cpp
     csrc/tests/test_bundle.cpp
     csrc/tests/test_capi.cpp
+    csrc/tests/test_misuse.cpp
     csrc/tests/test_runtime.cpp)
   target_link_libraries(latrt_runtime_tests PRIVATE latrt_capi)
   set(LATRT_GOLDEN ${PROJECT_SOURCE_DIR}/tests/embedding/golden)
   target_compile_definitions(latrt_runtime_tests PRIVATE LATRT_GOLDEN="${LATRT_GOLDEN}")
+  add_executable(latrt_fuzz csrc/tests/fuzz_bundles.cpp)
+  target_link_libraries(latrt_fuzz PRIVATE latrt_capi)
+  target_compile_definitions(latrt_fuzz PRIVATE LATRT_GOLDEN="${LATRT_GOLDEN}")
+  set(LATRT_FUZZ_COUNT 10000 CACHE STRING "Damaged bundles that the test opens")
   function(latrt_embedding_tests)
-    foreach(group runtime bundle capi)
+    foreach(group runtime bundle capi misuse)
       add_test(NAME ${group} COMMAND latrt_runtime_tests ${group}_)
       set_tests_properties(${group} PROPERTIES TIMEOUT 120)
     endforeach()
@@ -80,5 +85,9 @@ if(LATRT_TESTS)
     add_test(NAME golden COMMAND sh -c "exec $<TARGET_FILE:latrt_probe> 3 < traces.jsonl"
       WORKING_DIRECTORY ${LATRT_GOLDEN})
     set_tests_properties(golden PROPERTIES TIMEOUT 300)
+    add_test(NAME fuzz COMMAND latrt_fuzz ${LATRT_FUZZ_COUNT})
+    # A size out of a damaged file is an error of ours, not of the sanitizer's allocator.
+    set_tests_properties(fuzz PROPERTIES TIMEOUT 1200
+      ENVIRONMENT "ASAN_OPTIONS=allocator_may_return_null=1;TSAN_OPTIONS=allocator_may_return_null=1")
   endfunction()
 endif()

@@ -60,6 +60,8 @@ latrt_status guarded(F&& body) noexcept {
     }
 }
 
+constexpr size_t kMaxStop = 4, kMaxImages = 8;
+
 void require(bool condition, const char* what) {
     if (!condition) throw Error(Status::usage, "E_USAGE", what);
 }
@@ -104,6 +106,8 @@ latrt::SessionOptions options_of(const latrt_session_options* given) {
     out.policy = policy_of(o);
     out.sampling = {o.temperature, o.top_p, o.repetition_penalty, o.top_k, o.seed};
     out.max_tokens = o.max_tokens, out.sample = o.sample, out.reserve_tokens = o.reserve_tokens;
+    // Limits come before the arrays, so that a wrong count is not read to its end.
+    if (o.num_stop > kMaxStop) throw Error(Status::usage, "E_OPTION", "stop: at most 4 strings");
     for (const char* text : list(o.stop, o.num_stop, "stop: null")) {
         require(text != nullptr, "stop: null");
         out.stop.emplace_back(text);
@@ -183,6 +187,8 @@ latrt_status latrt_open(const char* bundle, const latrt_model_options* options,
         latrt_model_options o;
         latrt_model_options_init(&o);
         if (options) o = *options;
+        require(o.threads >= 0, "threads: expected 0 or more");
+        require(!o.isa || *o.isa, "isa: empty");
         latrt::ModelOptions made;
         made.isa = o.isa ? o.isa : "auto";
         made.threads = o.threads, made.max_len = o.max_len;
@@ -277,6 +283,8 @@ latrt_status latrt_chat(latrt_session* session, const latrt_message* messages, s
             turns.push_back({messages[i].role, messages[i].text, messages[i].num_images});
         }
         std::vector<RgbImage> pictures;
+        if (num_images > kMaxImages)
+            throw Error(Status::input, "E_IMAGE_COUNT", "images: at most 8 a request");
         for (size_t i = 0; i < num_images; ++i) pictures.push_back(image_of(images[i]));
         prompt = session->session.model().chat(turns, pictures);
     });
@@ -368,6 +376,7 @@ latrt_status latrt_cancel(latrt_session* session) {
 latrt_status latrt_reinject(latrt_session* session, const int64_t* selected, size_t count,
                             const char* inject) {
     return guarded([&] {
+        require(selected || !count, "selected: null");
         require(session && inject, "latrt_reinject: null");
         std::optional<std::vector<int64_t>> given;
         if (selected) given = list(selected, count, "latrt_reinject: null");
