@@ -42,7 +42,7 @@ def check_decoder(path: Path, config: ModelConfig, *, mass: bool = True) -> None
     for past, count in ((0, _PROMPT), (_PROMPT, 1)):
         total = past + count
         cos, sin = mrope_tables(np.tile(np.arange(past, total), (3, 1)), config.text)
-        logits, shares = runner.run(
+        output = runner.run(
             RowBatch(
                 first_slot=0,
                 input_ids=np.arange(count)[None] % config.text.vocab_size,
@@ -55,9 +55,9 @@ def check_decoder(path: Path, config: ModelConfig, *, mass: bool = True) -> None
                 logits_row=np.array([count - 1]),
             )
         )
-        _require(bool(np.isfinite(logits).all()), path, "logits are not finite")
+        _require(bool(np.isfinite(output.logits).all()), path, "logits are not finite")
         if mass:
-            off = float(shares.sum()) - 1
+            off = float(output.mass.sum()) - 1
             _require(abs(off) < 1e-3, path, f"attention over all keys sums to 1 {off:+.2g}")
 
 

@@ -48,7 +48,7 @@ class DecoderRunner:
         return view
 
     def run(self, rows: RowBatch) -> RowOutput:
-        """(logits (R, V), mass (B, N)); both belong to the runner until the next run."""
+        """Logits (R, V) and mass (B, N); both belong to the runner until the next run."""
         batch, length = rows.input_ids.shape
         assert self._mass or not rows.visual_index.size, "visual_index: this graph has no mass"
         embeds = self._no_visual if rows.visual_embeds is None else rows.visual_embeds
