@@ -120,6 +120,11 @@ def route_select(num_visual: int, count: int) -> Work:
     return Work(num_bytes=8 * num_visual + 8 * count, ops=num_visual)
 
 
+def mass_add(num_visual: int) -> Work:
+    """Float32 masses and their sources in, float64 sums in and out."""
+    return Work(num_bytes=(4 + 8 + 2 * 8) * num_visual, ops=2 * num_visual)
+
+
 def sample(vocab_size: int) -> Work:
     """Float32 logits in."""
     return Work(num_bytes=4 * vocab_size, ops=vocab_size)
@@ -188,6 +193,7 @@ def rows(
         "rope_write_kv, one token and layer": rope_write_kv(t, 1, kv_bits),
         "rope_write_kv of 1024, one layer": rope_write_kv(t, 1024, kv_bits),
         f"route_select, half of {num_visual}": route_select(num_visual, num_visual // 2),
+        f"mass_add of {num_visual}": mass_add(num_visual),
         "attention_vision, 4096 patches by 64": attention_vision(config.vision, 4096, 64),
         "attention_vision, 4096 patches whole": attention_vision(config.vision, 4096, 4096),
         "sample": sample(t.vocab_size),
@@ -213,6 +219,11 @@ def rows(
         )
         table[f"{name} of {count}, kv"] = kv_reinject(t, count, kv_bits)
     return table
+
+
+def kernels(table: dict[str, Work]) -> dict[str, Work]:
+    """The rows that are one launch of a kernel, not a step."""
+    return {n: w for n, w in table.items() if n != "decode step" and not n.endswith(", embed")}
 
 
 def markdown(title: str, table: dict[str, Work]) -> str:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from benchmarks import roofline
 from benchmarks.make_3b import shape_3b
 from benchmarks.roofline import GPUS, Gpu, Work
+from tests.cuda import emulated
 
 T3, T7 = shape_3b().text, roofline.shape_7b().text
 GPU = {g.name: g for g in GPUS}
@@ -68,6 +69,17 @@ def test_embedding_1024_tokens_is_bound_by_arithmetic_on_every_gpu() -> None:
     ]
     for gpu in GPUS:
         assert work.floor_us(gpu) == work.ops / (gpu.tflops * 1e6)
+
+
+def test_every_kernel_has_a_time_of_the_same_name() -> None:
+    table = roofline.rows(shape_3b(), kv_len=4096, num_visual=1024, kv_bits=16, weight_bits=16)
+    source = (emulated.CSRC / "tests" / "cuda" / "time_kernels.cpp").read_text()
+    assert [n for n in roofline.kernels(table) if f'(timer, "{n}"' not in source] == []
+    assert source.count('(timer, "') == len(roofline.kernels(table))
+
+
+def test_a_mass_and_its_source_are_read_and_a_sum_updated() -> None:
+    assert roofline.mass_add(1000).num_bytes == 28_000
 
 
 def test_windows_cost_less_than_whole_images() -> None:
