@@ -1,7 +1,7 @@
 """Our side of `onnx_3b`: a process that builds, or that decodes on request.
 
     python -m benchmarks.onnx_worker build CKPT BUNDLE QUANT BLOCK_SIZE
-    python -m benchmarks.onnx_worker serve BUNDLE THREADS plain|mass|small_pages
+    python -m benchmarks.onnx_worker serve BUNDLE THREADS huge|small|mass
 
 `build` prints one line: seconds and peak memory by kind. `serve` answers lines of JSON:
 {"ids", "decode", "mass"} with {"prefill_s", "decode_s": [...], "cpu_s"}, the last being the
@@ -76,7 +76,7 @@ class Decoder:
             max_batch=1,
             max_len=4096,
             mass=kind == "mass",
-            huge_pages=kind != "small_pages",
+            huge_pages=kind == "huge",
         )
         self.huge_page_bytes = self.engine.pages.wait()
         self.slot = self.engine.alloc(4096)
