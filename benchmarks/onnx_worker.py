@@ -2,16 +2,21 @@
 
     python -m benchmarks.onnx_worker build CKPT BUNDLE QUANT BLOCK_SIZE
     python -m benchmarks.onnx_worker serve BUNDLE THREADS huge|small|mass
+    python -m benchmarks.onnx_worker profile BUNDLE THREADS small|mass CONTEXT DECODE
 
 `build` prints one line: seconds and peak memory by kind. `serve` answers lines of JSON:
 {"ids", "decode", "mass"} with {"prefill_s", "decode_s": [...], "cpu_s"}, the last being the
-processor time of the decoding; {"reinject": N, "context"} with {"reinject_s"}.
+processor time of the decoding; {"reinject": N, "context"} with {"reinject_s"}. `profile` prints
+{"attention_us", "step_us"}: a decode step and what attention and mass take of it, medians of ONNX
+Runtime's profile.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.make_3b import NUM_PLAIN_TOKENS
 from benchmarks.report import memory_bytes
 from build_engines import build
 from la_trt.engines.base import Step, VisualKeys
@@ -69,7 +75,7 @@ def run_build(ckpt: str, output: str, quant: Any, block_size: str) -> None:
 class Decoder:
     """Greedy decoding of one sequence, each step timed around the engine and the argmax."""
 
-    def __init__(self, bundle: Path, threads: int, kind: str) -> None:
+    def __init__(self, bundle: Path, threads: int, kind: str, profile: Path | None = None) -> None:
         self.engine = OnnxEngine(
             open_bundle(bundle, verify=False),
             threads=threads,
@@ -77,6 +83,7 @@ class Decoder:
             max_len=4096,
             mass=kind == "mass",
             huge_pages=kind == "huge",
+            profile=profile,
         )
         self.huge_page_bytes = self.engine.pages.wait()
         self.slot = self.engine.alloc(4096)
@@ -174,5 +181,34 @@ def serve(bundle: str, threads: str, kind: str) -> None:
         print(json.dumps({**answer, "memory": memory_bytes()}), flush=True)
 
 
+def profile(bundle: str, threads: str, kind: str, context: str, decode: str) -> None:
+    """Prefill once, decode, and print the medians over the decode steps."""
+    ids = np.random.default_rng(0).integers(1000, NUM_PLAIN_TOKENS - 1000, int(context)).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        decoder = Decoder(Path(bundle), int(threads), kind, Path(folder) / "profile")
+        decoder.generate(ids, int(decode), kind == "mass")
+        events = json.loads(decoder.engine.end_profile().read_text())
+    kernels = [e for e in events if e["name"].endswith("_kernel_time")]
+    steps = [e for e in events if e["name"] == "model_run"][-int(decode) :]
+    spent = [
+        sum(
+            k["dur"]
+            for k in kernels
+            if _in_attention(k["name"]) and 0 <= k["ts"] - s["ts"] < s["dur"]
+        )
+        for s in steps
+    ]
+    assert min(spent) > 0, "the profile names no attention"
+    medians = {"attention_us": spent, "step_us": [s["dur"] for s in steps]}
+    print(json.dumps({name: statistics.median(us) for name, us in medians.items()}), flush=True)
+
+
+def _in_attention(kernel: str) -> bool:
+    """Of the attention functions' bodies, or of what adds up their mass."""
+    return (
+        "RowAttention" in kernel or "CausalAttention" in kernel or kernel.startswith("visual_mass")
+    )
+
+
 if __name__ == "__main__":
-    {"build": run_build, "serve": serve}[sys.argv[1]](*sys.argv[2:])
+    {"build": run_build, "serve": serve, "profile": profile}[sys.argv[1]](*sys.argv[2:])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from build_engines.attention_codes import visual_attention_of_codes
-from build_engines.functions import visual_attention
+from build_engines.functions import ROW_ATTENTION, row_attention, visual_attention
 from build_engines.graph import LOOKAGAIN, MICROSOFT, GraphWriter, WeightFile
 from build_engines.layers import ONNX_RUNTIME, LayerWriter, Target, WeightSource
 from build_engines.progress import Progress
@@ -17,6 +18,7 @@ from la_trt.bindings import KV_CODES, decoder_inputs, decoder_outputs
 from la_trt.config import ModelConfig
 
 DATA_SUFFIX = ".data"
+_LAYERS_PER_SUM = 8
 
 
 def write_decoder(
@@ -33,36 +35,45 @@ def write_decoder(
     weights = WeightFile(path.with_name(path.name + DATA_SUFFIX))
     types = {"dtype": target.dtype, "kv_dtype": target.kv_dtype or target.dtype}
     graph = GraphWriter("decoder", decoder_inputs(config, **types), weights)
-    codes = types["kv_dtype"] in KV_CODES
-    graph.functions.append(
-        visual_attention_of_codes(**types) if codes else visual_attention(target.dtype)
-    )
+    if types["kv_dtype"] in KV_CODES:
+        attention = visual_attention_of_codes(**types)
+    else:
+        attention = (visual_attention if target.portable else row_attention)(target.dtype)
+    graph.functions.append(attention)
     layers = LayerWriter(
         graph=graph, source=source, quant=quant, block_size=block_size, target=target
     )
-    decoder = _Decoder(config, graph, layers)
+    decoder = _Decoder(config, graph, layers, attention)
     x = decoder.embed()
     present: list[ir.Value] = []
     scales: list[ir.Value] = []
-    masses: list[ir.Value] = []
     for i in range(config.text.num_hidden_layers):
-        x, cache, mass = decoder.layer(i, x, codes)
+        x, cache = decoder.layer(i, x)
         present += cache[:2]
         scales += cache[2:]
-        masses.append(mass)
         progress.advance()
-    outputs = [decoder.logits(x), decoder.mean_mass(masses), *present, *scales]
+    outputs = [decoder.logits(x), decoder.mean_mass(), *present, *scales]
     progress.advance()
     graph.save(path, zip(decoder_outputs(config, **types), outputs, strict=True))
 
 
 class _Decoder:
-    def __init__(self, config: ModelConfig, graph: GraphWriter, layers: LayerWriter) -> None:
+    """Layers that follow one another; `attention`: the function that each of them calls."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        graph: GraphWriter,
+        layers: LayerWriter,
+        attention: ir.Function,
+    ) -> None:
         self.text = config.text
         self.graph = graph
         self.layers = layers
+        self.attention = attention
         self.op: Any = graph.op
         self.head: tuple[ir.Value, ir.Value] | None = None
+        self.masses: list[ir.Value] = []
 
     def embed(self) -> ir.Value:
         """(B, S, E): visual rows where `visual_row` names one, token embeddings elsewhere."""
@@ -109,10 +120,8 @@ class _Decoder:
             )
         return op("Transpose", picked, name="token", perm=[1, 2, 0])
 
-    def layer(self, i: int, x: ir.Value, codes: bool) -> tuple[ir.Value, list[ir.Value], ir.Value]:
-        """The layer's output, its present key and value (with their scales where the cache has
-        `codes`), its mass summed over heads (B, N).
-        """
+    def layer(self, i: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        """The layer's output, and its present key and value with their scales, if there are any."""
         t, op, name = self.text, self.op, f"model.layers.{i}"
         eps = t.rms_norm_eps
         normed = self.layers.rms_norm(x, f"{name}.input_layernorm", eps)
@@ -124,31 +133,31 @@ class _Decoder:
         q, k, v = op("Split", qkv, split, name=f"{attn}.split", outputs=3, axis=-1)
         q = self._rotate(q, t.num_attention_heads, f"{attn}.q")
         k = self._rotate(k, t.num_key_value_heads, f"{attn}.k")
-        inputs = self.graph.inputs
-        scales = [inputs[f"past_{kind}_scale.{i}"] for kind in ("key", "value")] if codes else []
-        y, key, value, mass, *present_scales = op(
-            "VisualAttentionOfCodes" if codes else "VisualAttention",
-            q,
-            k,
-            v,
-            inputs[f"past_key.{i}"],
-            inputs[f"past_value.{i}"],
-            inputs["seqlens_k"],
-            inputs["query_seqlens"],
-            inputs["total_sequence_length"],
-            inputs["visual_index"],
-            *scales,
-            domain=LOOKAGAIN,
-            outputs=4 + len(scales),
-            name=f"{attn}.attention",
-            num_heads=t.num_attention_heads,
-            kv_num_heads=t.num_key_value_heads,
-        )
+        y, key, value, mass, *scales = self._attend(i, f"{attn}.attention", query=q, key=k, value=v)
+        self._collect(i, mass)
         x = op("Add", x, self.layers.linear(y, f"{attn}.o_proj"), name=f"{attn}.residual")
         normed = self.layers.rms_norm(x, f"{name}.post_attention_layernorm", eps)
         mlp = self.layers.gated_mlp(normed, f"{name}.mlp", bias=False)
-        cache = [key, value, *present_scales]
-        return op("Add", x, mlp, name=f"{name}.mlp.residual"), cache, mass
+        return op("Add", x, mlp, name=f"{name}.mlp.residual"), [key, value, *scales]
+
+    def _attend(self, i: int, name: str, **qkv: ir.Value) -> Sequence[ir.Value]:
+        """The results of the attention function; an input of it is one of `qkv`, of the layer's
+        cache, or of the graph."""
+        inputs = self.graph.inputs
+        values = [
+            qkv.get(n) or inputs.get(f"{n}.{i}") or inputs[n]
+            for n in (value.name for value in self.attention.inputs)
+        ]
+        results: Sequence[ir.Value] = self.op(
+            self.attention.name,
+            *values,
+            domain=LOOKAGAIN,
+            outputs=len(self.attention.outputs),
+            name=name,
+            num_heads=self.text.num_attention_heads,
+            kv_num_heads=self.text.num_key_value_heads,
+        )
+        return results
 
     def _rotate(self, x: ir.Value, num_heads: int, name: str) -> ir.Value:
         inputs = self.graph.inputs
@@ -200,8 +209,20 @@ class _Decoder:
             )
         )
 
-    def mean_mass(self, masses: list[ir.Value]) -> ir.Value:
+    def _collect(self, i: int, mass: ir.Value) -> None:
+        """Add up every few layers: fewer nodes than one at a time, less memory than all at once."""
+        self.masses.append(mass)
+        if len(self.masses) > _LAYERS_PER_SUM:
+            self.masses = [self.op("Sum", *self.masses, name=f"visual_mass_sum.{i}")]
+
+    def mean_mass(self) -> ir.Value:
         """(B, N): mean over layers and heads."""
+        op, constant = self.op, self.graph.constant
+        total = op("Sum", *self.masses, name="visual_mass_sum")
+        if self.attention.name == ROW_ATTENTION:
+            axis = constant([1], "int64")
+            total = op("ReduceSum", total, axis, name="visual_mass_heads", keepdims=0)
+            keys = self.graph.inputs["visual_index"]
+            total = op("GatherElements", total, keys, name="visual_mass_keys", axis=1)
         count = self.text.num_attention_heads * self.text.num_hidden_layers
-        total = self.op("Sum", *masses, name="visual_mass_sum")
-        return self.op("Mul", total, self.graph.constant(1 / count, "float32"), name="visual_mass")
+        return op("Mul", total, constant(1 / count, "float32"), name="visual_mass")

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from build_engines.graph import LOOKAGAIN, MICROSOFT, OPSET
 
+ROW_ATTENTION = "RowAttention"
 VISUAL_ATTENTION_INPUTS = (
     "query",
     "key",
@@ -25,6 +26,7 @@ VISUAL_ATTENTION_INPUTS = (
     "total_sequence_length",
     "visual_index",
 )
+ROW_ATTENTION_INPUTS = VISUAL_ATTENTION_INPUTS[:-1]
 VISION_ATTENTION_INPUTS = ("query", "key", "value", "key_length")
 
 
@@ -82,6 +84,25 @@ def visual_attention(dtype: str = "float32") -> ir.Function:
     over the query heads. `dtype`: of everything else.
     """
     body = FunctionBody(VISUAL_ATTENTION_INPUTS)
+    last = _attention_and_last_row(body, dtype, "last_float_BHT")
+    heads = body.op("ReduceSum", [last, body.ints("head_axis", [1])], ["mass_BT"], {"keepdims": 0})
+    body.op("GatherElements", [heads, body.values["visual_index"]], ["mass"], {"axis": 1})
+    return _attention_function(body, "VisualAttention", "mass", VISUAL_ATTENTION_INPUTS)
+
+
+def row_attention(dtype: str = "float32") -> ir.Function:
+    """`RowAttention`: as `visual_attention`, but its last output is the whole row.
+
+    Output row (B, H, T) float32: the attention of query row S - 1 over all T keys, so that the
+    layers can be added up before heads and keys are picked, once. Without `visual_index`.
+    """
+    body = FunctionBody(ROW_ATTENTION_INPUTS)
+    _attention_and_last_row(body, dtype, "row")
+    return _attention_function(body, ROW_ATTENTION, "row", ROW_ATTENTION_INPUTS)
+
+
+def _attention_and_last_row(body: FunctionBody, dtype: str, name: str) -> ir.Value:
+    """Attention, and what query row S - 1 puts on every key: `name` (B, H, T) float32."""
     v = body.values
     inputs: list[ir.Value | None] = [
         *(v[n] for n in ("query", "key", "value", "past_key", "past_value")),
@@ -98,17 +119,19 @@ def visual_attention(dtype: str = "float32") -> ir.Function:
         {"num_heads": ir.AttributeType.INT, "kv_num_heads": ir.AttributeType.INT},
         domain=MICROSOFT,
     )
-    last = body.op(
-        "Gather", [v["probabilities_BHST"], body.ints("last", -1)], ["last_BHT"], {"axis": 2}
-    )
+    picked = name if dtype == "float32" else "last_BHT"
+    index = body.ints("last", -1)
+    last = body.op("Gather", [v["probabilities_BHST"], index], [picked], {"axis": 2})
     if dtype != "float32":
-        last = body.op("Cast", [last], ["last_float_BHT"], {"to": int(ir.DataType.FLOAT)})
-    heads = body.op("ReduceSum", [last, body.ints("head_axis", [1])], ["mass_BT"], {"keepdims": 0})
-    body.op("GatherElements", [heads, v["visual_index"]], ["mass"], {"axis": 1})
-    outputs = ("y", "present_key", "present_value", "mass")
-    return body.function(
-        "VisualAttention", VISUAL_ATTENTION_INPUTS, outputs, ("num_heads", "kv_num_heads")
-    )
+        last = body.op("Cast", [last], [name], {"to": int(ir.DataType.FLOAT)})
+    return last
+
+
+def _attention_function(
+    body: FunctionBody, name: str, result: str, inputs: Sequence[str]
+) -> ir.Function:
+    outputs = ("y", "present_key", "present_value", result)
+    return body.function(name, inputs, outputs, ("num_heads", "kv_num_heads"))
 
 
 def vision_attention(masked: bool, *, portable: bool = False) -> ir.Function:

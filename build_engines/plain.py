@@ -10,18 +10,20 @@ from pathlib import Path
 
 import onnx
 
-WITH_MASS, WITHOUT_MASS = "VisualAttention", "CausalAttention"
-_MASS_NODES = ("visual_mass_sum", "visual_mass")
+from build_engines.functions import ROW_ATTENTION
+
+WITHOUT_MASS = "CausalAttention"
+_MASS_NODES = "visual_mass"
 _NUM_RESULTS = 3  # y, present_key, present_value
 
 
 def write_plain_decoder(decoder: Path, output: Path) -> None:
-    """Write the graph of `decoder` with `CausalAttention` in place of `VisualAttention`."""
+    """Write the graph of `decoder` with `CausalAttention` in place of `RowAttention`."""
     model = onnx.load(decoder, load_external_data=False)
     graph = model.graph
-    _replace(graph.node, [n for n in graph.node if n.name not in _MASS_NODES])
+    _replace(graph.node, [n for n in graph.node if not n.name.startswith(_MASS_NODES)])
     for node in graph.node:
-        if node.op_type == WITH_MASS:
+        if node.op_type == ROW_ATTENTION:
             node.op_type = WITHOUT_MASS
             _replace(node.input, [i for i in node.input if i != "visual_index"])
             _replace(node.output, list(node.output)[:_NUM_RESULTS])
@@ -31,7 +33,7 @@ def write_plain_decoder(decoder: Path, output: Path) -> None:
     _replace(graph.initializer, [t for t in graph.initializer if t.name in used])
     _replace(graph.value_info, [v for v in graph.value_info if not v.name.startswith("visual_")])
     for function in model.functions:
-        if function.name == WITH_MASS:
+        if function.name == ROW_ATTENTION:
             _without_mass(function)
     onnx.save(model, output)
 

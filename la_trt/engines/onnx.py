@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -21,6 +22,7 @@ from la_trt.engines.onnx_vision import VisionRunner
 from la_trt.engines.rope import rotate_keys
 from la_trt.engines.rows import RowEngine
 from la_trt.engines.slots import SlotTable
+from la_trt.errors import UsageError
 from la_trt.files.bundle import Bundle
 
 _PROBABILITY_BYTES = 64 << 20
@@ -37,7 +39,8 @@ class OnnxEngine(RowEngine):
     provider. `max_len`: KV positions of a slot, at most the bundle's; memory is touched only as
     slots fill. `mass`: without, the visual mass cannot be asked for, and decoding is a little
     faster. `huge_pages`: move the weights to huge pages, in the background (Linux, a large
-    model); `pages.wait()` says how many bytes were moved.
+    model); `pages.wait()` says how many bytes were moved. `profile`: record what every node of the
+    decoder takes; `end_profile()` writes it to a file of this path with the time added.
     """
 
     _decoder: DecoderRunner
@@ -53,6 +56,7 @@ class OnnxEngine(RowEngine):
         max_len: int | None = None,
         mass: bool = True,
         huge_pages: bool = True,
+        profile: Path | None = None,
     ) -> None:
         self._config = bundle.config
         self._slots = SlotTable.of_bundle(bundle.limits.max_model_len, max_batch, max_len)
@@ -66,6 +70,7 @@ class OnnxEngine(RowEngine):
                 threads=threads,
                 providers=providers,
                 provider_options=provider_options,
+                profile=profile,
             )
         vision = open_session(
             bundle.file("vision.onnx"),
@@ -78,6 +83,7 @@ class OnnxEngine(RowEngine):
         self._vision = VisionRunner(vision, config.vision)
         self._decoder = DecoderRunner(decoder, config, max_batch, self._slots.max_len, mass=mass)
         self._mass = mass
+        self._profiled = decoder if profile is not None else None
         self._limits = EngineLimits(
             name="onnx",
             device="cpu" if tuple(providers) == (CPU,) else providers[0],
@@ -89,6 +95,12 @@ class OnnxEngine(RowEngine):
                 "providers": ",".join(decoder.get_providers()),
             },
         )
+
+    def end_profile(self) -> Path:
+        """The file of what was recorded, in Chrome's trace format. Raises UsageError without."""
+        if self._profiled is None:
+            raise UsageError("profile: this engine was opened without it")
+        return Path(self._profiled.end_profiling())
 
     def vision(self, pixel_values: FloatArray, grid_thw: IntArray) -> FloatArray:
         """Visual embeddings (M, E), images in order; same-sized images run together."""

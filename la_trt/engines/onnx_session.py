@@ -40,19 +40,24 @@ def open_session(
     providers: Sequence[str],
     provider_options: Mapping[str, Mapping[str, str]] | None = None,
     optimized_path: Path | None = None,
+    profile: Path | None = None,
 ) -> Any:
     """An `InferenceSession` of a graph that has exactly the given bindings.
 
     `provider_options`: by provider, over DEFAULT_OPTIONS. Where the CPU is not among the
     `providers` no node runs there. Raises MachineError (E_PROVIDER) unless every provider is
     active with its options, BundleError (E_GRAPH) for another graph. `optimized_path`: where to
-    write the graph as it runs, for inspection.
+    write the graph as it runs, for inspection. `profile`: where, with the time added to the name,
+    to write what every node took, once the session's `end_profiling` is called.
     """
     check_providers(providers)
     asked = _options_of(providers, provider_options or {})
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # shapes change with every step
+    # As written. By default all that only the mass needs comes last, and the attention of every
+    # layer is kept until then.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", INT8_ARITHMETIC)
@@ -60,6 +65,8 @@ def open_session(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         session = ort.InferenceSession(
             path, options, providers=[(name, asked[name]) for name in providers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from la_trt.bindings import decoder_inputs, decoder_outputs, vision_inputs, visi
 from la_trt.engines.base import VisualKeys
 from la_trt.engines.onnx import OnnxEngine
 from la_trt.engines.onnx_session import CPU, open_session
+from la_trt.engines.torch import TorchEngine
 from la_trt.errors import UsageError
 from la_trt.files.bundle import Bundle
 from la_trt.model import QwenVL
 from tests.engines.script import play, random_script, text_step
-from tests.model.configs import random_model
+from tests.model.configs import random_config, random_model
 from tests.onnx.helpers import RoundedWeights, graph_bundle, make_onnx_engine
 
 # Operators that copy whole tensors to other memory or other layouts.
@@ -38,6 +40,13 @@ def optimised(bundle: Bundle, graph: str, path: Path) -> onnx.GraphProto:
         bundle.file(graph), *pairs[graph], threads=1, providers=(CPU,), optimized_path=target
     )
     return onnx.load(target, load_external_data=False).graph
+
+
+def model_of_layers(num: int) -> QwenVL:
+    config = random_config(0)
+    model = QwenVL(replace(config, text=replace(config.text, num_hidden_layers=num)))
+    model.initialize(0, std=0.15)
+    return model.eval().requires_grad_(False)
 
 
 def attributes(graph: onnx.GraphProto, op_type: str, name: str) -> list[Any]:
@@ -77,17 +86,50 @@ def test_no_operator_copies_the_cache(quant: str, tmp_path: Path) -> None:
     assert users == ["GroupQueryAttention"] * 2 * model.config.text.num_hidden_layers
 
 
-def test_functions_carry_the_visual_attention(tmp_path: Path) -> None:
-    """As built, before inlining: one call for each layer, its body in the same file."""
+def test_functions_carry_the_attention(tmp_path: Path) -> None:
+    """As built, before inlining: one call for each layer, its body in the same file; heads and
+    keys of the mass are picked once, not in every layer."""
     model = random_model(0)
     bundle = graph_bundle(model, tmp_path)
     built = onnx.load(bundle.file("decoder.onnx"), load_external_data=False)
-    calls = [n for n in built.graph.node if n.op_type == "VisualAttention"]
+    calls = [n for n in built.graph.node if n.op_type == "RowAttention"]
     assert len(calls) == model.config.text.num_hidden_layers
     assert {n.domain for n in calls} == {"lookagain"}
-    (function,) = (f for f in built.functions if f.name == "VisualAttention")
+    (function,) = (f for f in built.functions if f.name == "RowAttention")
     body = [n.op_type for n in function.node if n.op_type != "Constant"]
-    assert body == ["GroupQueryAttention", "Gather", "ReduceSum", "GatherElements"]
+    assert body == ["GroupQueryAttention", "Gather"]
+    end = [n.op_type for n in built.graph.node if n.name.startswith("visual_mass")]
+    assert end == ["Sum", "ReduceSum", "GatherElements", "Mul"]
+
+
+def test_the_mass_of_many_layers_is_summed_in_steps(tmp_path: Path) -> None:
+    """20 layers: sums of 9, 9 and 4 rows, and the mean over all of them, as torch has it."""
+    model = model_of_layers(20)
+    engine = make_onnx_engine(model, tmp_path)
+    built = onnx.load(tmp_path / "decoder.onnx", load_external_data=False)
+    assert [len(n.input) for n in built.graph.node if n.op_type == "Sum"] == [9, 9, 4]
+    keys = VisualKeys(kv_index=np.arange(1, 6), source=np.arange(5), num_visual=5)
+    masses = []
+    for e in (engine, TorchEngine(model, max_batch=1, max_len=64)):
+        e.alloc(64)
+        step = replace(text_step(0, list(range(12)), 0), visual_keys=(keys,))
+        masses.append(e.forward(step).visual_mass[0])
+    np.testing.assert_allclose(masses[0], masses[1], atol=1e-5)
+
+
+def test_each_layer_gives_its_attention_back_before_the_next(tmp_path: Path) -> None:
+    """As ONNX Runtime runs it: the row is picked, then the probabilities are free."""
+    bundle = graph_bundle(model_of_layers(4), tmp_path)
+    engine = OnnxEngine(bundle, threads=1, max_batch=1, max_len=64, profile=tmp_path / "profile")
+    engine.alloc(64)
+    engine.forward(text_step(0, list(range(12)), 0))
+    events = json.loads(engine.end_profile().read_text())
+    kernels = [e for e in events if e["name"].endswith("_kernel_time")]
+    attention = [e["args"]["op_name"] for e in kernels if "RowAttention" in e["name"]]
+    assert attention == ["GroupQueryAttention", "Gather"] * 4
+    plain = make_onnx_engine(random_model(2), tmp_path / "plain")
+    with pytest.raises(UsageError, match="profile"):
+        plain.end_profile()
 
 
 @pytest.mark.parametrize("quant", ["none", "int4"])
