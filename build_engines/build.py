@@ -19,6 +19,7 @@ from build_engines.progress import Progress, ProgressCallback
 from build_engines.quantize import Quant
 from build_engines.verify import check_decoder, check_vision
 from build_engines.vision import write_vision
+from la_trt.config import ModelConfig
 from la_trt.engines.native import WEIGHTS
 from la_trt.errors import CheckpointError, UsageError
 from la_trt.files.bundle import BundleLimits, BundleWriter, write_bundle
@@ -42,16 +43,20 @@ def build(
     max_model_len: int | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    graphs: bool = True,
     progress: ProgressCallback | None = None,
 ) -> None:
     """The bundle at `output`, all or nothing, from the checkpoint directory `ckpt`.
 
     `block_size`: weights that share a scale along the input. Limits not given are the
-    checkpoint's own. `progress(stage, done, total)`. Memory: about two float32 copies of the
+    checkpoint's own. `graphs`: without, it has weights for the native engine alone, and nothing is
+    run to check it. `progress(stage, done, total)`. Memory: about two float32 copies of the
     largest tensor, then what ONNX Runtime needs to load the result.
     Raises UsageError, CheckpointError, MachineError, GateError (E_SELF_CHECK).
     """
     check_options(quant, block_size)
+    if not graphs and not _fits_native(quant, block_size):
+        raise UsageError(f"block_size {block_size}: the native engine takes multiples of {BLOCK}")
     source = open_source(ckpt, progress)
     config = source.config
     image = image_config(ckpt, config.vision.patch_size, min_pixels, max_pixels)
@@ -63,9 +68,8 @@ def build(
         "min_pixels": min_pixels,
         "max_pixels": max_pixels,
     }
-    total = config.vision.depth + config.text.num_hidden_layers + 6
+    total = config.vision.depth + config.text.num_hidden_layers + 6 if graphs else 1
     count = Progress(progress, total)
-    count.begin("vision graph")
     with write_bundle(
         output,
         config=config,
@@ -75,7 +79,14 @@ def build(
         request=request,
         progress=hashing(progress),
     ) as bundle:
-        _write_graphs(bundle, source, quant, block_size, count)
+        weights = CheckpointWeights(source)
+        if graphs:
+            _write_graphs(bundle, weights, source, quant, block_size, count)
+        count.begin("native weights")
+        _write_native(bundle, weights, source, quant, block_size, count)
+        if graphs:
+            count.begin("self-check")
+            _check_graphs(bundle, source.config, count)
         add_processor_files(bundle, source, image)
 
 
@@ -110,24 +121,28 @@ class CheckpointWeights:
 
 
 def _write_graphs(
-    bundle: BundleWriter, source: Checkpoint, quant: Quant, block_size: int, count: Progress
+    bundle: BundleWriter,
+    weights: CheckpointWeights,
+    source: Checkpoint,
+    quant: Quant,
+    block_size: int,
+    count: Progress,
 ) -> None:
-    weights = CheckpointWeights(source)
     shared: dict[str, Any] = {"quant": quant, "block_size": block_size, "progress": count}
-    vision, decoder = bundle.path(VISION_GRAPH), bundle.path(DECODER_GRAPH)
-    write_vision(vision, source.config, weights, **shared)
+    count.begin("vision graph")
+    write_vision(bundle.path(VISION_GRAPH), source.config, weights, **shared)
     count.begin("decoder graph")
+    decoder = bundle.path(DECODER_GRAPH)
     write_decoder(decoder, source.config, weights, **shared)
-    plain = bundle.path(PLAIN_GRAPH)
-    write_plain_decoder(decoder, plain)
-    count.begin("native weights")
-    _write_native(bundle, weights, source, quant, block_size, count)
-    count.begin("self-check")
-    check_vision(vision, source.config)
+    write_plain_decoder(decoder, bundle.path(PLAIN_GRAPH))
+
+
+def _check_graphs(bundle: BundleWriter, config: ModelConfig, count: Progress) -> None:
+    check_vision(bundle.path(VISION_GRAPH), config)
     count.advance()
-    check_decoder(decoder, source.config)
+    check_decoder(bundle.path(DECODER_GRAPH), config)
     count.advance()
-    check_decoder(plain, source.config, mass=False)
+    check_decoder(bundle.path(PLAIN_GRAPH), config, mass=False)
     count.advance()
 
 
@@ -140,7 +155,7 @@ def _write_native(
     count: Progress,
 ) -> None:
     """Pack the weights for the native engine, whose kernels know no blocks of 16."""
-    if quant != "none" and block_size % BLOCK:
+    if not _fits_native(quant, block_size):
         count.advance()
         return
     decoder, tower = formats(quant)
@@ -154,6 +169,10 @@ def _write_native(
         block_size=block_size if quant != "none" else BLOCK,
         progress=count,
     )
+
+
+def _fits_native(quant: Quant, block_size: int) -> bool:
+    return quant == "none" or block_size % BLOCK == 0
 
 
 def check_options(quant: str, block_size: int, *, quants: Sequence[str] = PORTABLE_QUANTS) -> None:

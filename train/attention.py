@@ -25,6 +25,7 @@ from la_trt.events import Result
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import Sample, chair, is_correct
 from la_trt.report.decay import explained, fit_laws, mean_curve, predicted_share, visual_share
+from train.answering import model_options, open_model
 from train.command import run
 from train.options import config_options
 from train.progress import RunLog
@@ -209,19 +210,14 @@ def _policy(config: AttentionConfig) -> dict[str, Any]:
 
 @click.command()
 @config_options(AttentionConfig)
-@click.option("--ckpt", type=click.Path(path_type=Path), help="checkpoint (torch)")
-@click.option("--engine", type=click.Path(path_type=Path), help="bundle (onnx)")
+@model_options
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON to write")
-def main(ckpt: Path | None, engine: Path | None, output: Path, **values: Any) -> None:
+def main(
+    ckpt: Path | None, engine: Path | None, threads: int | None, output: Path, **values: Any
+) -> None:
     """Measure the attention to the image along the answers to LookWorld questions."""
     config = AttentionConfig(**values)
-    if (ckpt is None) == (engine is None):
-        raise UsageError("expected --ckpt DIR or --engine DIR, and one of them only")
-    model = (
-        LookAgain.from_checkpoint(ckpt, max_batch=config.batch)
-        if ckpt is not None
-        else LookAgain.from_bundle(engine or "", max_batch=config.batch)
-    )
+    model = open_model(ckpt, engine, threads, config.batch)
     with RunLog(output.parent, output.stem + ".metrics", total=10 * config.num_per_family) as log:
         looks = measure(model, config, log.advance)
     found = {"config": asdict(config), **summarise(looks, config.min_answers)}

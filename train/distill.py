@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 import click
 
-from la_trt.api import LookAgain, make_options
+from la_trt.api import make_options
 from la_trt.errors import InputError, UsageError
 from la_trt.events import Result
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import FAMILIES, WorldConfig
 from la_trt.tags import parse_tags
+from train.answering import model_options, open_model
 from train.asker import Asker
 from train.command import run
 from train.data import Example, ExampleReader, LookWorldRef, lookworld_example, to_row
@@ -274,8 +275,7 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
 
 @click.command()
 @config_options(DistillConfig)
-@click.option("--ckpt", type=click.Path(path_type=Path), help="checkpoint that answers (torch)")
-@click.option("--engine", type=click.Path(path_type=Path), help="bundle that answers (onnx)")
+@model_options
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSONL to write")
 @click.option("--data", type=click.Path(path_type=Path), help="JSONL of questions")
 @click.option("--images", type=click.Path(path_type=Path), help="where the data's images are")
@@ -283,6 +283,7 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
 def main(
     ckpt: Path | None,
     engine: Path | None,
+    threads: int | None,
     output: Path,
     data: Path | None,
     images: Path | None,
@@ -291,19 +292,13 @@ def main(
 ) -> None:
     """Let a model answer questions, and keep what the judges let pass."""
     config = DistillConfig(**values)
-    if (ckpt is None) == (engine is None):
-        raise UsageError("expected --ckpt DIR or --engine DIR, and one of them only")
     rules = (*lookworld_verifiers(config.reasoning_length),)
     more = tuple(CallableVerifier(spec, load_callable(spec)) for spec in named)
     click.echo(json.dumps(asdict(config)), err=True)
     options = make_options(
         policy=config.policy, temperature=config.temperature, max_tokens=config.max_tokens
     )
-    model = (
-        LookAgain.from_checkpoint(ckpt, max_batch=config.batch)
-        if ckpt is not None
-        else LookAgain.from_bundle(engine or "", max_batch=config.batch)
-    )
+    model = open_model(ckpt, engine, threads, config.batch)
     summary = distill(
         config,
         Asker(session=model.session, processor=model.processor, options=options, seed=config.seed),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from build_engines.build import build
 from la_trt.config import ModelConfig
 from la_trt.engines.base import Engine
+from la_trt.engines.native import NativeEngine
 from la_trt.engines.onnx import OnnxEngine
 from la_trt.engines.torch import DTYPES, TorchEngine
 from la_trt.errors import UsageError
@@ -49,7 +50,7 @@ class RolloutConfig:
     or a YAML file; "text" injects nothing, as in the paper. `max_completion`, `max_length`:
     tokens of an answer, and of prompt, answer and injections. `max_pixels` of a picture; 0: the
     checkpoint's. `batch`: answers that are decoded at once. `engine`: "torch" runs the weights
-    themselves; "onnx" builds a bundle of them for every step, in a temporary directory.
+    themselves; "onnx" and "native" build a bundle of them for every step, in a temporary directory.
     """
 
     questions: int = 4
@@ -60,7 +61,7 @@ class RolloutConfig:
     max_length: int = 8192
     max_pixels: int = 0
     batch: int = 32
-    engine: Literal["torch", "onnx"] = "torch"
+    engine: Literal["torch", "onnx", "native"] = "torch"
 
     def __post_init__(self) -> None:
         for name in ("questions", "group_size", "max_completion", "batch"):
@@ -115,25 +116,28 @@ def torch_engine(model: QwenVL, config: RolloutConfig) -> TorchEngine:
     )
 
 
-def onnx_engine(model: QwenVL, config: RolloutConfig, ckpt: Path) -> OnnxEngine:
-    """ONNX Runtime over a float32 bundle of the present weights, with empty KV slots.
+def bundle_engine(model: QwenVL, config: RolloutConfig, ckpt: Path) -> Engine:
+    """The engine over a float32 bundle of the present weights, with empty KV slots.
 
     `ckpt` gives the tokenizer's files. Its files are gone when this returns, its memory is not.
+    As many threads as PyTorch has.
     """
     max_len = min(config.max_length, model.config.text.max_position_embeddings)
+    options = {"threads": torch.get_num_threads(), "max_batch": config.batch, "max_len": max_len}
     with TemporaryDirectory(prefix="rollout-") as scratch:
         exported, bundle = Path(scratch, "ckpt"), Path(scratch, "bundle")
         save_pretrained(model, exported, dtype=torch.float32, companions=ckpt)
-        build(exported, bundle, max_model_len=max_len)
+        native = config.engine == "native"
+        build(exported, bundle, max_model_len=max_len, graphs=not native)
         opened = open_bundle(bundle, verify=False)
-        return OnnxEngine(opened, max_batch=config.batch, max_len=max_len)
+        return NativeEngine(opened, **options) if native else OnnxEngine(opened, **options)
 
 
 def engine_factory(config: RolloutConfig, ckpt: Path) -> EngineFactory:
     """What makes the engine that `config.engine` asks for, anew for the weights of each step."""
-    if config.engine == "onnx":
-        return lambda model: onnx_engine(model, config, ckpt)
-    return lambda model: torch_engine(model, config)
+    if config.engine == "torch":
+        return lambda model: torch_engine(model, config)
+    return lambda model: bundle_engine(model, config, ckpt)
 
 
 def roll_out(

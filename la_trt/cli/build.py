@@ -33,9 +33,10 @@ from la_trt.errors import UsageError
 )
 @click.option(
     "--backend",
-    type=click.Choice(["onnx", "tensorrt"]),
+    type=click.Choice(["onnx", "native", "tensorrt"]),
     default="onnx",
     help="onnx: graphs for ONNX Runtime and weights for the native CPU engine, on any machine. "
+    "native: those weights alone, built in a fraction of the time and not run to check them. "
     "tensorrt: engines for the GPUs named with --sm.",
 )
 @click.option(
@@ -118,7 +119,7 @@ def command(
 ) -> None:
     """Write an engine bundle from a checkpoint.
 
-    The bundle holds ONNX graphs, or engines for TensorRT, quantised weights, tokenizer and
+    The bundle holds ONNX graphs, weights for the CPU engine or engines for TensorRT, tokenizer and
     template, and a list of every file with its sha256. No torch is needed, and no GPU where
     TensorRT-RTX is installed.
     """
@@ -139,7 +140,8 @@ def command(
             _build_tensorrt(ckpt, output, quant, sms, given, limits, progress)
         else:
             _refuse_tensorrt_options(sms=sms, dtype=dtype, kv_dtype=kv_dtype, max_batch=max_batch)
-            _build_onnx(ckpt, output, quant, _number(block_size) or 32, limits, progress)
+            size = _number(block_size) or 32
+            _build_cpu(ckpt, output, quant, size, limits, progress, graphs=backend == "onnx")
     seconds = time.perf_counter() - started
     size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     click.echo(f"{output}: bundle of {size / 2**20:.1f} MiB, quant {quant}, in {seconds:.1f} s")
@@ -149,18 +151,20 @@ def command(
         click.echo(f"{write_repository(output, triton, backend=backend)}: model for Triton")
 
 
-def _build_onnx(
+def _build_cpu(
     ckpt: Path,
     output: Path,
     quant: str,
     block_size: int,
     limits: Mapping[str, int | None],
     progress: ProgressCallback | None,
+    *,
+    graphs: bool,
 ) -> None:
     from build_engines.build import build
 
-    kind: Any = quant
-    build(ckpt, output, quant=kind, block_size=block_size, progress=progress, **limits)
+    options: dict[str, Any] = {"quant": quant, "block_size": block_size, "graphs": graphs}
+    build(ckpt, output, progress=progress, **options, **limits)
 
 
 def _build_tensorrt(

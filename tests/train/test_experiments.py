@@ -297,7 +297,16 @@ def test_code_versions(tmp_path: Path) -> None:
     write("train/unused.py", "x = 2\n")
     assert code_version(["train.a"], tmp_path) == first
     write("la_trt/c.py", "y = 3333\n")
-    assert code_version(["train.a"], tmp_path) != first
+    changed = code_version(["train.a"], tmp_path)
+    assert changed != first
+    write("csrc/kernels/cpu/k.cpp", "int k;")
+    assert code_version(["train.a"], tmp_path) == changed
+    write("la_trt/engines/__init__.py", "")
+    write("la_trt/engines/native.py", "z = 1\n")
+    write("la_trt/c.py", "y = 3333\nimport la_trt.engines.native\n")
+    compiled = code_version(["train.a"], tmp_path)
+    write("csrc/kernels/cpu/k.cpp", "long k;")
+    assert code_version(["train.a"], tmp_path) != compiled
     with pytest.raises(UsageError, match="not a module"):
         closure(["train.z"], tmp_path)
     with pytest.raises(UsageError, match="not a module"):
@@ -364,7 +373,9 @@ def test_the_plan_asks_first_what_matters_most() -> None:
     assert measured[: len(main)] == main
     last = stages.index(next(s for s in stages if s.name == main[-1]))
     before = {s.name.rsplit("-", 1)[0] for s in stages[:last] if "eval" not in s.kind}
-    assert before == {"brpo", "answers-zero", "sft-text", "sft-copy", "sft-route"}
+    trained = {"sft-text", "sft-copy", "sft-route"}
+    asked = {f"bundle-{name}" for name in ("brpo", *trained)}
+    assert before == {"brpo", "answers-zero", *trained, *asked}
     dials = [k for k, s in enumerate(stages) if any(f"-{d}-" in s.name for d in config.dials)]
     assert dials and min(dials) > max(k for k, s in enumerate(stages) if "-test" in s.name[-5:])
     by_name = {s.name: " ".join(s.arguments) for s in stages}

@@ -11,6 +11,8 @@ from pathlib import Path
 from la_trt.errors import UsageError
 
 PACKAGES = ("la_trt", "train", "build_engines")
+# What a module runs besides Python.
+COMPILED = {"la_trt.engines.native": ("csrc/bindings", "csrc/engine", "csrc/kernels/cpu")}
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -18,11 +20,15 @@ def code_version(modules: Iterable[str], root: Path = REPOSITORY) -> str:
     """A sha256 of the modules and, through all their imports, of what they use of this project.
 
     Imports inside functions count; comments, docstrings and layout do not, so that only a change
-    that could change a result makes another version. Raises UsageError for an unknown module.
+    that could change a result makes another version. Of COMPILED modules the sources count as they
+    are. Raises UsageError for an unknown module.
     """
     digest = hashlib.sha256()
     for name in sorted(closure(modules, root)):
         digest.update(f"{name}\0{_content(root, name)[0]}\0".encode())
+        for folder in COMPILED.get(name, ()):
+            for path in sorted(p for p in (root / folder).rglob("*") if p.is_file()):
+                digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ model, `random` and the other percents are the ROUTE model.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,8 +113,9 @@ class PlanConfig:
 # Processor seconds on one core of a shared 2-core machine, from short trials with the shipped
 # checkpoint (docs/experiments.md); the runner replaces them by what stages of the kind took.
 _START_S = 10.0  # imports, the checkpoint, drawing the first samples
-_BRPO_STEP_S, _VALIDATION_S = 27.0, 25.0
-_ANSWER_S = 0.22
+_BRPO_STEP_S, _VALIDATION_S = 20.0, 9.0
+_ANSWER_S = 0.07
+_BUNDLE_S = 3.0
 _SFT_STEP_S = {
     ("none", "embed"): 3.2,
     ("copy", "embed"): 3.8,
@@ -131,6 +133,8 @@ def make_plan(config: PlanConfig) -> list[Stage]:
     the test split seed by seed, then the dials. Only BRPO, which everything of its seed waits
     for, starts two seeds ahead, so that no core is idle."""
     training = {s.name: s for seed in config.seeds for s in _training(config, seed)}
+    of_start = _bundle(f"{{@{START}}}")
+    training[of_start.name] = of_start
     brpo = [training.pop(f"brpo-{seed}") for seed in config.seeds]
     first, rest, last = brpo[:2], list[Stage](), list[Stage]()
     for k, seed in enumerate(config.seeds):
@@ -179,7 +183,7 @@ def _training(config: PlanConfig, seed: int) -> Iterator[Stage]:
         module="train.brpo",
         arguments=(
             *("--ckpt", f"{{@{START}}}", "--output", "{out}", "--preset", "lookworld-tiny"),
-            *("--seed", str(seed), "--steps", str(steps)),
+            *("--seed", str(seed), "--steps", str(steps), "--engine", "native"),
             *("--validate-every", str(max(1, steps // _NUM_VALIDATIONS))),
             *("--tensorboard", "off"),
             *(part for world in worlds for part in ("--world", world)),
@@ -188,13 +192,15 @@ def _training(config: PlanConfig, seed: int) -> Iterator[Stage]:
         keep=("brpo.jsonl",),
         minutes=(steps * _BRPO_STEP_S + _NUM_VALIDATIONS * _VALIDATION_S + _START_S) / 60,
     )
-    for answers_of, ckpt in (("zero", f"{{brpo-{seed}}}/checkpoint"), ("cold", f"{{@{START}}}")):
+    zero = f"{{brpo-{seed}}}/checkpoint"
+    yield _bundle(zero)
+    for answers_of, ckpt in (("zero", zero), ("cold", f"{{@{START}}}")):
         yield Stage(
             name=f"answers-{answers_of}-{seed}",
             kind="answers",
             module="train.distill",
             arguments=(
-                *("--ckpt", ckpt, "--output", "{out}/answers.jsonl", "--num", str(answers)),
+                *(*_asked(ckpt), "--output", "{out}/answers.jsonl", "--num", str(answers)),
                 *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
                 *("--seed", str(seed), "--first", str(seed * 100_000)),
                 *(("--world", json.dumps(dict(config.world))) if config.world else ()),
@@ -205,8 +211,33 @@ def _training(config: PlanConfig, seed: int) -> Iterator[Stage]:
         )
     for name, (reattention, inject, answers_of) in SFTS.items():
         data = ("--data", f"{{answers-{answers_of}-{seed}}}/answers.jsonl")
-        yield _sft(f"sft-{name}-{seed}", f"{{@{START}}}", config.scaled(config.sft_steps), seed,
+        sft = f"sft-{name}-{seed}"
+        yield _sft(sft, f"{{@{START}}}", config.scaled(config.sft_steps), seed,
                    reattention, inject, data)  # fmt: skip
+        yield _bundle(f"{{{sft}}}/checkpoint")
+
+
+def _bundle(ckpt: str) -> Stage:
+    """The engine for a checkpoint that answers questions: the native one is several times faster
+    than PyTorch, and in float32 its tokens are the same."""
+    return Stage(
+        name=_bundle_name(ckpt),
+        kind="bundle",
+        module="la_trt.cli",
+        code=("la_trt.cli.build",),
+        arguments=("build", "--backend", "native", "--ckpt", ckpt, "--output", "{out}/bundle"),
+        result="bundle/bundle.json",
+        minutes=_BUNDLE_S / 60,
+    )
+
+
+def _bundle_name(ckpt: str) -> str:
+    return "bundle-" + re.sub(r"[{}@]|/checkpoint", "", ckpt)
+
+
+def _asked(ckpt: str) -> tuple[str, ...]:
+    """The flags of a command that asks a checkpoint's engine."""
+    return ("--engine", f"{{{_bundle_name(ckpt)}}}/bundle", "--threads", "1")
 
 
 def _sft(
@@ -262,7 +293,7 @@ def _eval(
         code=("la_trt.cli.eval",),
         arguments=(
             *("eval", "--suite", "lookworld", "--split", split, "--num-per-family", str(num)),
-            *("--ckpt", ckpt or checkpoint(variant, seed), "--output", "{out}/eval"),
+            *(*_asked(ckpt or checkpoint(variant, seed)), "--output", "{out}/eval"),
             *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
             *_policy_flags(variant),
             *(p for k, v in dials.items() for p in (f"--{k.replace('_', '-')}", f"{v:g}")),
@@ -280,7 +311,7 @@ def _attention(config: PlanConfig, variant: Variant, seed: int) -> Stage:
         kind="attention",
         module="train.attention",
         arguments=(
-            *("--ckpt", checkpoint(variant, seed), "--output", "{out}/attention.json"),
+            *(*_asked(checkpoint(variant, seed)), "--output", "{out}/attention.json"),
             *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
             *("--num-per-family", str(num), "--min-answers", str(min(10, max(1, 10 * num // 4)))),
             *_policy_flags(variant),
@@ -314,6 +345,7 @@ def _dial_stages(config: PlanConfig, seed: int) -> Iterator[Stage]:
             source = [p for k, v in world.items() for p in ("--world", f"{k}={json.dumps(v)}")]
             sft = f"sft-{variant.sft}-{label}-{seed}"
             yield _sft(sft, f"{{@{start}}}", steps, seed, reattention, inject, tuple(source))
+            yield _bundle(f"{{{sft}}}/checkpoint")
             yield _eval(
                 config,
                 variant,
@@ -333,7 +365,7 @@ def _heatmap(policy: str, seed: int) -> Stage:
         module="la_trt.cli",
         code=("la_trt.cli.infer",),
         arguments=(
-            *("infer", "--ckpt", f"{{sft-{policy}-{seed}}}/checkpoint"),
+            *("infer", *_asked(f"{{sft-{policy}-{seed}}}/checkpoint")),
             *("--image", "{@picture}", "--prompt", question, "--policy", policy),
             *("--heatmap", "{out}/heatmap.png"),
         ),
