@@ -72,7 +72,11 @@ class SceneBatches(IterableDataset[Batch]):
 def loader(
     dataset: IterableDataset[Batch], *, workers: int = 1
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of the dataset in order, drawn ahead by at most one worker process."""
+    """Batches of the dataset in order, drawn ahead by at most one worker process.
+
+    The worker is not forked from this process: after an earlier stage that would hold on to
+    gigabytes, all the pages which this process then writes anew.
+    """
     assert workers in (0, 1), "more workers would repeat the batches"
     return iter(
         DataLoader(
@@ -80,6 +84,7 @@ def loader(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=6 if workers else None,
+            multiprocessing_context="forkserver" if workers else None,
         )
     )
 
