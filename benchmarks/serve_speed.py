@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import command_line, describe_machine, write_results
-from benchmarks.serve_client import Question, post, questions, request, serving
+from benchmarks.serve_client import Question, Reply, post, questions, request, serving
 
 AT_ONCE = 8
+WARM_UP_TOKENS = 16
 NO_CACHES = ("--no-prefix-cache", "--vision-cache-mib", "0")
 
 
@@ -48,17 +49,23 @@ def main() -> None:
 
 
 async def throughput(port: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of 1 and of 8 at once, in turn, each request about another picture."""
+    """Tokens per second of 1 and of 8 at once, in turn, each request about another picture.
+
+    A round whose answers at once are not those alone is no round.
+    """
     asked = questions(AT_ONCE)
     fields = {"max_tokens": options.max_tokens, "ignore_eos": True}
-    alone = [await post(port, request(q, **fields)) for q in asked]
-    together = await asyncio.gather(*(post(port, request(q, **fields)) for q in asked))
-    same = [a.reasoning == b.reasoning for a, b in zip(alone, together, strict=True)]
-    assert all(same), f"answers depend on what else runs: {same}"
+    for num in (1, AT_ONCE):
+        await answers(port, asked, num, {**fields, "max_tokens": WARM_UP_TOKENS})
     rates: dict[int, list[float]] = {1: [], AT_ONCE: []}
     for _ in range(options.rounds):
+        texts = []
         for num, found in rates.items():
-            found.append(await rate(port, asked, num, fields))
+            replies, seconds = await answers(port, asked, num, fields)
+            found.append(sum(r.num_tokens for r in replies) / seconds)
+            texts.append([(r.reasoning, r.content) for r in replies])
+        same = [a == b for a, b in zip(*texts, strict=True)]
+        assert all(same), f"answers depend on what else runs: {same}"
     ratios = [b / a for a, b in zip(rates[1], rates[AT_ONCE], strict=True)]
     return {
         "tok_s_1": summary(rates[1]),
@@ -68,19 +75,19 @@ async def throughput(port: int, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def rate(port: int, asked: list[Question], num: int, fields: dict[str, Any]) -> float:
-    """Tokens per second of all questions, `num` of them at any time."""
-    places, tokens = asyncio.Semaphore(num), 0
+async def answers(
+    port: int, asked: list[Question], num: int, fields: dict[str, Any]
+) -> tuple[list[Reply], float]:
+    """The answers to all questions, `num` of them at any time, and the seconds that they took."""
+    places = asyncio.Semaphore(num)
 
-    async def one(question: Question) -> None:
-        nonlocal tokens
+    async def one(question: Question) -> Reply:
         async with places:
-            reply = await post(port, request(question, **fields))
-        tokens += reply.num_tokens
+            return await post(port, request(question, **fields))
 
     started = time.perf_counter()
-    await asyncio.gather(*(one(question) for question in asked))
-    return tokens / (time.perf_counter() - started)
+    replies = await asyncio.gather(*(one(question) for question in asked))
+    return replies, time.perf_counter() - started
 
 
 async def ttft(port: int, options: argparse.Namespace) -> dict[str, Any]:

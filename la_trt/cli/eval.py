@@ -24,6 +24,7 @@ from la_trt.cli.options import (
     PATH,
     limit_options,
     policy_options,
+    sampling_options,
     source_options,
 )
 from la_trt.cli.source import Source
@@ -56,12 +57,7 @@ _MAX_TOKENS = 1024  # the paper's longest answer
     metavar="N",
     help="Tokens of an answer, at most.  [default: 700 for lookworld, else 1024]",
 )
-@click.option(
-    "--temperature", type=float, default=0.0, metavar="T", help="0: the most likely token, always."
-)
-@click.option("--top-p", type=float, default=1.0, metavar="P", help="Above 0, at most 1: off.")
-@click.option("--top-k", type=int, default=0, metavar="K", help="0: off.")
-@click.option("--repetition-penalty", type=float, default=1.0, metavar="R", help="Above 0; 1: off.")
+@sampling_options
 @click.option(
     "--seed", type=int, default=0, metavar="N", help="Of the sampling and of the bootstrap."
 )

@@ -17,6 +17,7 @@ from la_trt.cli.options import (
     STOP_LIMITS,
     limit_options,
     policy_options,
+    sampling_options,
     source_options,
 )
 from la_trt.cli.source import Source
@@ -53,12 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-tokens", type=int, default=512, metavar="N", help="Tokens of the answer, at most."
 )
-@click.option(
-    "--temperature", type=float, default=0.0, metavar="T", help="0: the most likely token, always."
-)
-@click.option("--top-p", type=float, default=1.0, metavar="P", help="Above 0, at most 1: off.")
-@click.option("--top-k", type=int, default=0, metavar="K", help="0: off.")
-@click.option("--repetition-penalty", type=float, default=1.0, metavar="R", help="Above 0; 1: off.")
+@sampling_options
 @click.option("--seed", type=int, default=0, metavar="N", help="The same seed, the same answer.")
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="Ends the answer, not part of it; repeatable."

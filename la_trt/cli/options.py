@@ -122,3 +122,31 @@ def policy_options(function: Callable[P, R]) -> Callable[P, R]:
     ):
         function = option(function)
     return function
+
+
+def sampling_options(function: Callable[P, R]) -> Callable[P, R]:
+    """How a token is drawn; the seed is each command's own."""
+    for option in reversed(
+        (
+            click.option(
+                "--temperature",
+                type=float,
+                default=0.0,
+                metavar="T",
+                help="0: the most likely token, always.",
+            ),
+            click.option(
+                "--top-p", type=float, default=1.0, metavar="P", help="Above 0, at most 1: off."
+            ),
+            click.option("--top-k", type=int, default=0, metavar="K", help="0: off."),
+            click.option(
+                "--repetition-penalty",
+                type=float,
+                default=1.0,
+                metavar="R",
+                help="Above 0; 1: off.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
