@@ -86,7 +86,7 @@ class PlanConfig:
     num_answers: int = 1500
     sft_steps: int = 300
     dial_steps: int = 150
-    num_per_family: int = 50
+    num_per_family: int = 100
     attention_per_family: int = 10
     world: Mapping[str, Any] = field(default_factory=lambda: dict(WORLD))
     dials: Mapping[str, tuple[float, ...]] = field(
