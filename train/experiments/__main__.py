@@ -5,7 +5,7 @@ killed at any moment, the same command goes on, and on another machine it repeat
 that `docs/results/stages` holds. `--report-only` writes what there is.
 
 All variants start from a checkpoint that has never had a visual token put in (the shipped one
-has): `python -m train.tiny --reattention none` makes it.
+has): `python -m train.tiny --reattention none` made it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from train.experiments.runner import Runner, plan_table
 from train.experiments.stages import Stage, chosen
 from train.experiments.tables import page
 
-COLD_START = Path("runs/cold-start/checkpoint")
+COLD_START = Path("docs/results/start")
 MAKE_COLD_START = (
     "OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 "
-    f"-m train.tiny --reattention none --seed 0 --output {COLD_START}"
+    "-m train.tiny --reattention none --seed 0 --output runs/cold-start"
 )
 PICTURE = TINY_CHECKPOINT.parent / "images" / "count.png"
 
