@@ -45,14 +45,16 @@ def write_decoder(
     )
     decoder = _Decoder(config, graph, layers, attention)
     x = decoder.embed()
+    more: ir.Value | None = None
     present: list[ir.Value] = []
     scales: list[ir.Value] = []
     for i in range(config.text.num_hidden_layers):
-        x, cache = decoder.layer(i, x)
+        x, more, cache = decoder.layer(i, x, more)
         present += cache[:2]
         scales += cache[2:]
         progress.advance()
-    outputs = [decoder.logits(x), decoder.mean_mass(), *present, *scales]
+    assert more is not None, "a decoder has layers"
+    outputs = [decoder.logits(x, more), decoder.mean_mass(), *present, *scales]
     progress.advance()
     graph.save(path, zip(decoder_outputs(config, **types), outputs, strict=True))
 
@@ -120,11 +122,18 @@ class _Decoder:
             )
         return op("Transpose", picked, name="token", perm=[1, 2, 0])
 
-    def layer(self, i: int, x: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        """The layer's output, and its present key and value with their scales, if there are any."""
+    def layer(
+        self, i: int, x: ir.Value, more: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
+        """What the layer takes and gives is x + `more`, added by the next norm; and its present key
+        and value, with their scales if there are any.
+        """
         t, op, name = self.text, self.op, f"model.layers.{i}"
-        eps = t.rms_norm_eps
-        normed = self.layers.rms_norm(x, f"{name}.input_layernorm", eps)
+        norm, eps = f"{name}.input_layernorm", t.rms_norm_eps
+        if more is None:
+            normed = self.layers.rms_norm(x, norm, eps)
+        else:
+            x, normed = self.layers.add_and_norm(x, more, norm, eps)
         attn = f"{name}.self_attn"
         projections = [f"{attn}.{p}_proj" for p in "qkv"]
         qkv = self.layers.linear(normed, *projections, bias=True)
@@ -135,10 +144,11 @@ class _Decoder:
         k = self._rotate(k, t.num_key_value_heads, f"{attn}.k")
         y, key, value, mass, *scales = self._attend(i, f"{attn}.attention", query=q, key=k, value=v)
         self._collect(i, mass)
-        x = op("Add", x, self.layers.linear(y, f"{attn}.o_proj"), name=f"{attn}.residual")
-        normed = self.layers.rms_norm(x, f"{name}.post_attention_layernorm", eps)
+        projected = self.layers.linear(y, f"{attn}.o_proj")
+        norm = f"{name}.post_attention_layernorm"
+        x, normed = self.layers.add_and_norm(x, projected, norm, eps)
         mlp = self.layers.gated_mlp(normed, f"{name}.mlp", bias=False)
-        return op("Add", x, mlp, name=f"{name}.mlp.residual"), [key, value, *scales]
+        return x, mlp, [key, value, *scales]
 
     def _attend(self, i: int, name: str, **qkv: ir.Value) -> Sequence[ir.Value]:
         """The results of the attention function; an input of it is one of `qkv`, of the layer's
@@ -170,9 +180,9 @@ class _Decoder:
             num_heads=num_heads,
         )
 
-    def logits(self, x: ir.Value) -> ir.Value:
-        """(R, V) float32, for the rows `logits_row` of the flattened tokens alone."""
-        logits = self._head_product(x)
+    def logits(self, x: ir.Value, more: ir.Value) -> ir.Value:
+        """(R, V) float32 of x + more, for the rows `logits_row` of the flattened tokens alone."""
+        logits = self._head_product(self.op("Add", x, more, name="hidden"))
         if self.layers.target.dtype == "float32":
             return logits
         return self.op("Cast", logits, name="logits_float", to=int(ir.DataType.FLOAT))

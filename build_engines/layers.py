@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from build_engines.graph import GraphWriter
+from build_engines.graph import MICROSOFT, GraphWriter
 from build_engines.quantize import Quant, QuantisedMatrix, quantise, quantise_outputs
 from la_trt.errors import CheckpointError
 
@@ -145,6 +145,27 @@ class LayerWriter:
         """`RMSNormalization` over the last axis."""
         scale = self.graph.weight(f"{name}.weight", self.target.cast(self.rows(f"{name}.weight")))
         return self.graph.op("RMSNormalization", x, scale, name=name, axis=-1, epsilon=epsilon)
+
+    def add_and_norm(
+        self, x: ir.Value, more: ir.Value, name: str, epsilon: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """x + more, and its `rms_norm`; one operator where the target has one."""
+        if self.target.portable:
+            total = self.graph.op("Add", x, more, name=f"{name}.sum")
+            return total, self.rms_norm(total, name, epsilon)
+        scale = self.graph.weight(f"{name}.weight", self.target.cast(self.rows(f"{name}.weight")))
+        normed, mean, deviation, total = self.graph.op(
+            "SkipSimplifiedLayerNormalization",
+            x,
+            more,
+            scale,
+            name=name,
+            domain=MICROSOFT,
+            outputs=4,
+            epsilon=epsilon,
+        )
+        mean.name = deviation.name = ""  # not wanted
+        return total, normed
 
     def gated_mlp(self, x: ir.Value, name: str, *, bias: bool) -> ir.Value:
         """down(silu(gate(x)) * up(x))."""

@@ -64,6 +64,9 @@ def test_every_linear_layer_is_fused(seed: int, quant: str, bits: int, tmp_path:
     layers = model.config.text.num_hidden_layers
     assert count["MatMulNBits"] == 5 * layers + 1  # qkv, o, gate, up, down; head
     assert count["MatMul"] == count["Gemm"] == 0
+    assert count["SkipSimplifiedLayerNormalization"] == 2 * layers - 1
+    assert count["RMSNormalization"] == 2
+    assert count["Add"] == 1  # but for the last, residuals are added where they are normalised
     assert count["DequantizeLinear"] == (0 if quant == "int4" else 1)  # rows of the embedding
     assert count["GroupQueryAttention"] == layers
     assert attributes(graph, "MatMulNBits", "bits") == [bits] * count["MatMulNBits"]

@@ -56,6 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     found = SimpleNamespace(opened=[], started=(CUDA,), changed={}, error="")
     fake = SimpleNamespace(
         SessionOptions=ort.SessionOptions,
+        ExecutionOrder=ort.ExecutionOrder,
         InferenceSession=lambda *args, **given: FakeSession(found, *args, **given),
         get_available_providers=lambda: [CUDA, CPU],
         __version__=ort.__version__,
