@@ -163,8 +163,8 @@ def _build_cpu(
 ) -> None:
     from build_engines.build import build
 
-    options: dict[str, Any] = {"quant": quant, "block_size": block_size, "graphs": graphs}
-    build(ckpt, output, progress=progress, **options, **limits)
+    options: dict[str, Any] = {"quant": quant, "block_size": block_size, "graphs": graphs, **limits}
+    build(ckpt, output, progress=progress, **options)
 
 
 def _build_tensorrt(
