@@ -143,7 +143,7 @@ class LayerWriter:
 
     def rms_norm(self, x: ir.Value, name: str, epsilon: float) -> ir.Value:
         """`RMSNormalization` over the last axis."""
-        scale = self.graph.weight(f"{name}.weight", self.target.cast(self.rows(f"{name}.weight")))
+        scale = self._norm_scale(name)
         return self.graph.op("RMSNormalization", x, scale, name=name, axis=-1, epsilon=epsilon)
 
     def add_and_norm(
@@ -153,12 +153,11 @@ class LayerWriter:
         if self.target.portable:
             total = self.graph.op("Add", x, more, name=f"{name}.sum")
             return total, self.rms_norm(total, name, epsilon)
-        scale = self.graph.weight(f"{name}.weight", self.target.cast(self.rows(f"{name}.weight")))
         normed, mean, deviation, total = self.graph.op(
             "SkipSimplifiedLayerNormalization",
             x,
             more,
-            scale,
+            self._norm_scale(name),
             name=name,
             domain=MICROSOFT,
             outputs=4,
@@ -166,6 +165,9 @@ class LayerWriter:
         )
         mean.name = deviation.name = ""  # not wanted
         return total, normed
+
+    def _norm_scale(self, name: str) -> ir.Value:
+        return self.graph.weight(f"{name}.weight", self.target.cast(self.rows(f"{name}.weight")))
 
     def gated_mlp(self, x: ir.Value, name: str, *, bias: bool) -> ir.Value:
         """down(silu(gate(x)) * up(x))."""

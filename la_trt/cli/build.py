@@ -140,8 +140,8 @@ def command(
             _build_tensorrt(ckpt, output, quant, sms, given, limits, progress)
         else:
             _refuse_tensorrt_options(sms=sms, dtype=dtype, kv_dtype=kv_dtype, max_batch=max_batch)
-            size = _number(block_size) or 32
-            _build_cpu(ckpt, output, quant, size, limits, progress, graphs=backend == "onnx")
+            block, graphs = _number(block_size) or 32, backend == "onnx"
+            _build_cpu(ckpt, output, quant, block, limits, progress, graphs=graphs)
     seconds = time.perf_counter() - started
     size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     click.echo(f"{output}: bundle of {size / 2**20:.1f} MiB, quant {quant}, in {seconds:.1f} s")
