@@ -61,7 +61,7 @@ _GENAI = (
     "onnx-ir",
     "sentencepiece",
 )
-_EXPORT = ("-m", "optimum.exporters.openvino", "--model", "{ckpt}")
+_EXPORT = ("-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", "{ckpt}")
 _EXPORT += ("--task", "text-generation-with-past")
 _OPENVINO_INT4 = ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0")
 _GENAI_BUILD = ("-m", "onnxruntime_genai.models.builder", "-m", "{ckpt}", "-o", "{model}")
@@ -103,6 +103,7 @@ PEERS = (
         bits=4,
         environment="openvino",
         packages=_OPENVINO,
+        remove=("torchvision",),  # of another torch
         make=(*_EXPORT, *_OPENVINO_INT4, "{model}"),
         make_gib=10,
         run_gib=5,
@@ -113,6 +114,7 @@ PEERS = (
         bits=8,
         environment="openvino",
         packages=_OPENVINO,
+        remove=("torchvision",),  # of another torch
         make=(*_EXPORT, "--weight-format", "int8", "{model}"),
         make_gib=10,
         run_gib=8,

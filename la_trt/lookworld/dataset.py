@@ -16,7 +16,9 @@ from la_trt.lookworld.respond import Response, respond
 from la_trt.lookworld.scene import Scene, generate_scene
 
 SPLIT_SEEDS = {"train": 11, "validation": 12, "test": 13, "test-inverted": 14}
-MAX_SCENES = 256  # tried for one sample, until one allows the wanted question
+MAX_SCENES = 256  # a sample's own, tried until one allows the wanted question
+MORE_SCENES = 4096  # of seeds that no split has, where none of its own does: a rare colour is asked
+_MORE_SEED = 100  # added to the split's
 # Answers that are asked for, so that none is common; other families follow the scene.
 _ANSWERS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "count": (("0", "1", "2", "3", "4", "5", "6"), (0.12, 0.2, 0.2, 0.18, 0.14, 0.1, 0.06)),
@@ -68,17 +70,23 @@ def sample(
         answer = answers[int(rng.choice(len(answers), p=shares))]
     if family == "exist":
         setting = SETTINGS[int(rng.integers(len(SETTINGS)))]
-    for attempt in range(MAX_SCENES):
-        scene = generate_scene(seed, index * MAX_SCENES + attempt, config)
+    for scene in _scenes(seed, index, config):
         question = ask(scene, rng, family, answer=answer, setting=setting)
         if question is not None:
             image = render(scene) if want_image else None
             response = respond(scene, question, rng, config)
             return Sample(image, scene, question, response, question.answer)
     raise UsageError(
-        f"world config: none of {MAX_SCENES} scenes allows a question of the family {family} with "
-        f"the answer {answer}; raise max_objects or set its family weight to 0"
+        f"world config: none of {MAX_SCENES + MORE_SCENES} scenes allows a question of the family "
+        f"{family} with the answer {answer}; raise max_objects or set its family weight to 0"
     )
+
+
+def _scenes(seed: int, index: int, config: WorldConfig) -> Iterator[Scene]:
+    for attempt in range(MAX_SCENES):
+        yield generate_scene(seed, index * MAX_SCENES + attempt, config)
+    for attempt in range(MORE_SCENES):
+        yield generate_scene(seed + _MORE_SEED, index * MORE_SCENES + attempt, config)
 
 
 def all_text(num: int, config: WorldConfig | None = None) -> Iterator[str]:

@@ -72,6 +72,16 @@ def test_text_for_the_tokenizer_is_questions_and_responses():
     assert texts[:2] == [first.question.text, first.response.text]
 
 
+def test_a_rare_answer_is_found_beyond_the_scenes_of_a_sample():
+    world = WorldConfig(prior_strength=0.9)
+    found = [sample("test-inverted", k, world, "colour", want_image=False) for k in range(60)]
+    assert all(s.question.answer == s.answer and s.scene.objects for s in found)
+    further = [s for s in found if s.scene.seed not in SPLIT_SEEDS.values()]
+    assert [s.answer for s in further] == ["orange"]  # no shape's usual colour
+    own = {s.scene.seed for s in found if s not in further}
+    assert own == {SPLIT_SEEDS["test-inverted"]}
+
+
 def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(UsageError, match="split"):
         sample("dev", 0, CONFIG)

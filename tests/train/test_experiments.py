@@ -313,6 +313,7 @@ def test_code_versions(tmp_path: Path) -> None:
         closure(["json"], tmp_path)
 
 
+INPUTS = ("start", "shipped", "start-small", "picture")
 SMALL = PlanConfig(seeds=(0, 1), sizes=("small",), scale=0.1, world={"clutter": 0.5})
 
 
@@ -328,7 +329,7 @@ def test_every_stage_of_the_plan_is_a_valid_command(tmp_path: Path) -> None:
     """The options are read by the commands themselves, which are not run."""
     known = commands()
     config = replace(SMALL, world={})
-    places = {f"@{name}": tmp_path for name in ("start", "start-small", "picture")}
+    places = {f"@{name}": tmp_path for name in INPUTS}
     stages = in_order(make_plan(config))
     for stage in stages:
         directory = tmp_path / stage.name
@@ -360,7 +361,13 @@ def test_the_plan_shares_training() -> None:
         assert stage.arguments[stage.arguments.index("--steps") + 1] == "30"
         assert stage.arguments[stage.arguments.index("--ckpt") + 1] == "{@start}"
     assert "eval-base-0-test" in names and "eval-base-1-test" not in names
+    assert "eval-copy-from-nothing-0-test" in names
     assert "sft-copy-size-small-1" in names and "sft-text-main-1" in names
+    mixed = next(s for s in stages if s.name == "sft-copy-captions-err-0")
+    assert {"error_rate=0.5", "caption_error_frac=1.0"} <= set(mixed.arguments)
+    asked = [next(s for s in stages if s.name == f"eval-copy-{label}-0-test-inverted").arguments[4:]
+             for label in ("captions-err", "main")]  # fmt: skip
+    assert {*asked[0]} - {*asked[1]} == {"{bundle-sft-copy-captions-err-0}/bundle"}  # no question
 
 
 def test_the_plan_asks_first_what_matters_most() -> None:
@@ -505,7 +512,7 @@ def finish(of: Runner, right: dict[str, int], only: str = "") -> None:
 
 
 def test_results_are_written(tmp_path: Path) -> None:
-    paths = dict.fromkeys(("start", "start-small", "picture"), tmp_path / "given")
+    paths = dict.fromkeys(INPUTS, tmp_path / "given")
     (tmp_path / "given").write_text("G")
     stages = make_plan(SMALL)
 
@@ -537,7 +544,7 @@ def test_results_are_written(tmp_path: Path) -> None:
 
 def test_a_part_of_the_results(tmp_path: Path) -> None:
     """Of seed 0 the main comparison alone: its rows are there, name it, all else is missing."""
-    paths = dict.fromkeys(("start", "start-small", "picture"), tmp_path / "given")
+    paths = dict.fromkeys(INPUTS, tmp_path / "given")
     (tmp_path / "given").write_text("G")
 
     def made() -> Runner:
@@ -566,7 +573,7 @@ def test_a_part_of_the_results(tmp_path: Path) -> None:
 
 
 def test_targets_that_are_missed_are_said_to_be(tmp_path: Path) -> None:
-    paths = dict.fromkeys(("start", "start-small", "picture"), tmp_path / "given")
+    paths = dict.fromkeys(INPUTS, tmp_path / "given")
     (tmp_path / "given").write_text("G")
 
     def made() -> Runner:

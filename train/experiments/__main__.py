@@ -23,7 +23,7 @@ from la_trt.assets import TINY_CHECKPOINT
 from la_trt.errors import InputError, UsageError
 from la_trt.files.atomic import atomic_file
 from train.command import run
-from train.experiments.plan import START, WORLD, PlanConfig, make_plan
+from train.experiments.plan import SHIPPED, START, WORLD, PlanConfig, make_plan
 from train.experiments.plots import draw_all
 from train.experiments.results import collect
 from train.experiments.runner import Runner, plan_table
@@ -82,7 +82,7 @@ def main(
         world=WORLD | {name: json.loads(value) for name, value in map(_pair, dials)},
         sizes=tuple(name.removeprefix(f"{START}-") for name in more),
     )
-    inputs = {START: start, "picture": PICTURE, **more}
+    inputs = {START: start, SHIPPED: TINY_CHECKPOINT, "picture": PICTURE, **more}
 
     def made(stages: Sequence[Stage]) -> Runner:
         return Runner(stages, inputs, work, kept=results / "stages", keep_stale=keep_stale)

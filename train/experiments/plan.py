@@ -16,7 +16,7 @@ from typing import Any
 from la_trt.errors import UsageError
 from train.experiments.stages import Stage, in_order
 
-START = "start"
+START, SHIPPED = "start", "shipped"
 INVERTED = "test-inverted"
 SPLITS = ("test", INVERTED)
 
@@ -25,12 +25,13 @@ SPLITS = ("test", INVERTED)
 class Variant:
     """A row of the tables: which SFT run answers, and with which policy.
 
-    `sft`: a key of SFTS, or None for the cold-start checkpoint itself.
+    `sft`: a key of SFTS, or None for the checkpoint of the input `start` itself.
     """
 
     name: str
     sft: str | None
     policy: str
+    start: str = START
     inject: str | None = None
     percent: float | None = None
 
@@ -57,6 +58,8 @@ VARIANTS = (
     Variant(name="ROUTE 75", sft="route", policy="route", percent=75),
     Variant(name="ROUTE 100", sft="route", policy="route", percent=100),
     Variant(name="random 50", sft="route", policy="random", percent=50),
+    # Trained with copies from its first step: as many steps as the cold start had without.
+    Variant(name="COPY from nothing", sft=None, start=SHIPPED, policy="copy"),
 )
 # The comparison that the rest is beside: evaluated first, for every seed, before anything else.
 MAIN = ("text-only", "COPY", "ROUTE 50", "random 50")
@@ -68,6 +71,9 @@ BASE_POINT = "main"
 # against it: nine objects of ten have their shape's usual colour in every answer that is learned
 # from, and on test-inverted nine of ten avoid it.
 WORLD: dict[str, Any] = {"prior_strength": 0.9, "reasoning_length": 3}
+# Half of the responses name a wrong thing in their caption, and only the image can tell the
+# reflection so; by default one in twenty does, and text alone mends the other errors.
+MIXES = {"captions-err": {"error_rate": 0.5, "caption_error_frac": 1.0}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +82,10 @@ class PlanConfig:
 
     `world`: of the main comparison, what differs from the default; also of BRPO's questions and
     of the answers to learn from. `dials`: other values of one field of it each; for each, and for
-    `world` itself, text-only and COPY are trained on LookWorld's own responses. `sizes`: names of
-    further cold-start checkpoints, of other sizes, given as inputs `start-NAME`. `scale`
-    multiplies every budget, for a trial.
+    `world` itself, text-only and COPY are trained on LookWorld's own responses. `mixes`: by name,
+    fields of the world that change these responses and no question. `sizes`: names of further
+    cold-start checkpoints, of other sizes, given as inputs `start-NAME`. `scale` multiplies every
+    budget, for a trial.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -96,6 +103,7 @@ class PlanConfig:
             "clutter": (1.0,),
         }
     )
+    mixes: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: dict(MIXES))
     sizes: tuple[str, ...] = ()
     scale: float = 1.0
 
@@ -133,8 +141,8 @@ def make_plan(config: PlanConfig) -> list[Stage]:
     the test split seed by seed, then the dials. Only BRPO, which everything of its seed waits
     for, starts two seeds ahead, so that no core is idle."""
     training = {s.name: s for seed in config.seeds for s in _training(config, seed)}
-    of_start = _bundle(f"{{@{START}}}")
-    training[of_start.name] = of_start
+    for stage in (_bundle(f"{{@{START}}}"), _bundle(f"{{@{SHIPPED}}}")):
+        training[stage.name] = stage
     brpo = [training.pop(f"brpo-{seed}") for seed in config.seeds]
     first, rest, last = brpo[:2], list[Stage](), list[Stage]()
     for k, seed in enumerate(config.seeds):
@@ -155,7 +163,9 @@ def make_plan(config: PlanConfig) -> list[Stage]:
 
 def checkpoint(variant: Variant, seed: int) -> str:
     """Where the variant's checkpoint is, as a stage's argument."""
-    return f"{{@{START}}}" if variant.sft is None else f"{{sft-{variant.sft}-{seed}}}/checkpoint"
+    if variant.sft is None:
+        return f"{{@{variant.start}}}"
+    return f"{{sft-{variant.sft}-{seed}}}/checkpoint"
 
 
 def asked_seed(config: PlanConfig, variant: Variant, seed: int) -> int:
@@ -323,28 +333,47 @@ def _attention(config: PlanConfig, variant: Variant, seed: int) -> Stage:
     )
 
 
-def dial_points(config: PlanConfig) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(label, input with the start, world) of every point on a dial."""
-    points: list[tuple[str, str, Mapping[str, Any]]] = [(BASE_POINT, START, config.world)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Where text-only and COPY are compared: trained from input `start` on responses of `world`
+    with `mix`, asked about `world`."""
+
+    label: str
+    start: str
+    world: Mapping[str, Any]
+    mix: Mapping[str, Any] = field(default_factory=dict)
+
+
+def dial_points(config: PlanConfig) -> list[Point]:
+    """The main comparison's world, then every point on a dial."""
+    points = [Point(label=BASE_POINT, start=START, world=config.world)]
     points += [
-        (f"{name}-{value:g}", START, {**config.world, name: value})
+        Point(label=f"{name}-{value:g}", start=START, world={**config.world, name: value})
         for name, values in config.dials.items()
         for value in values
     ]
-    return points + [(f"size-{name}", f"{START}-{name}", config.world) for name in config.sizes]
+    points += [
+        Point(label=name, start=START, world=config.world, mix=mix)
+        for name, mix in config.mixes.items()
+    ]
+    return points + [
+        Point(label=f"size-{name}", start=f"{START}-{name}", world=config.world)
+        for name in config.sizes
+    ]
 
 
 def _dial_stages(config: PlanConfig, seed: int) -> Iterator[Stage]:
     by_name = {variant.name: variant for variant in VARIANTS}
     steps = config.scaled(config.dial_steps)
-    for label, start, world in dial_points(config):
+    for point in dial_points(config):
+        learned = {**point.world, **point.mix}
+        source = [p for k, v in learned.items() for p in ("--world", f"{k}={json.dumps(v)}")]
         for name in DIALLED:
             variant = by_name[name]
             assert variant.sft is not None, "a dialled variant is trained"
             reattention, inject, _ = SFTS[variant.sft]
-            source = [p for k, v in world.items() for p in ("--world", f"{k}={json.dumps(v)}")]
-            sft = f"sft-{variant.sft}-{label}-{seed}"
-            yield _sft(sft, f"{{@{start}}}", steps, seed, reattention, inject, tuple(source))
+            sft = f"sft-{variant.sft}-{point.label}-{seed}"
+            yield _sft(sft, f"{{@{point.start}}}", steps, seed, reattention, inject, tuple(source))
             yield _bundle(f"{{{sft}}}/checkpoint")
             yield _eval(
                 config,
@@ -352,8 +381,8 @@ def _dial_stages(config: PlanConfig, seed: int) -> Iterator[Stage]:
                 seed,
                 INVERTED,
                 ckpt=f"{{{sft}}}/checkpoint",
-                world=world,
-                dial=label,
+                world=point.world,
+                dial=point.label,
             )
 
 

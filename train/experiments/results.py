@@ -54,7 +54,7 @@ def collect(runner: Runner, config: PlanConfig) -> dict[str, Any]:
         "num_per_family": config.scaled(config.num_per_family),
         "variants": {v.name: found.rows(v.name) for v in VARIANTS},
         "differences": {v.name: found.against(v.name) for v in VARIANTS if v.name != BASELINE},
-        "dials": {label: found.dial(label) for label, _, _ in dial_points(config)},
+        "dials": {point.label: found.dial(point.label) for point in dial_points(config)},
         "attention": {name: of for name, of in attention.items() if of is not None},
         "brpo": [m for seed in config.seeds if (m := _brpo(runner, seed)) is not None],
         "answers": [a for s in config.seeds for a in _answers(runner, s)],
