@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,28 +137,30 @@ _MAX_TOKENS = 448  # of an answer; those of the cold start stay below 320
 
 def make_plan(config: PlanConfig) -> list[Stage]:
     """All stages, those that others need first, in the order in which a cut-off run is worth most:
-    the main comparison on test-inverted seed by seed, then its attention, all other variants and
-    the test split seed by seed, then the dials. Only BRPO, which everything of its seed waits
-    for, starts two seeds ahead, so that no core is idle."""
+    the main comparison on test-inverted seed by seed, then the mixes, then attention, all other
+    variants and the test split seed by seed, then the dials. Only BRPO, which everything of its
+    seed waits for, starts two seeds ahead, so that no core is idle."""
     training = {s.name: s for seed in config.seeds for s in _training(config, seed)}
     for stage in (_bundle(f"{{@{START}}}"), _bundle(f"{{@{SHIPPED}}}")):
         training[stage.name] = stage
     brpo = [training.pop(f"brpo-{seed}") for seed in config.seeds]
-    first, rest, last = brpo[:2], list[Stage](), list[Stage]()
+    points = dial_points(config)
+    first, mixes, rest, last = brpo[:2], list[Stage](), list[Stage](), list[Stage]()
     for k, seed in enumerate(config.seeds):
         first += [training.pop(f"answers-zero-{seed}"), *brpo[k + 2 : k + 3]]
         asked = [v for v in VARIANTS if seed == asked_seed(config, v, seed)]
         main = [v for v in asked if v.name in MAIN]
         others = [v for v in asked if v.name not in MAIN]
         first += [_eval(config, variant, seed, INVERTED) for variant in main]
+        mixes += _dial_stages(config, seed, [p for p in points if p.mix])
         rest += [
             _attention(config, variant, seed) for variant in asked if variant.name in ATTENTION
         ]
         rest += [_eval(config, variant, seed, INVERTED) for variant in others]
         rest += [_eval(config, variant, seed, "test") for variant in (*main, *others)]
-        last += _dial_stages(config, seed)
+        last += _dial_stages(config, seed, [p for p in points if not p.mix])
     rest += [_heatmap(policy, config.seeds[0]) for policy in ("copy", "route")]
-    return in_order([*first, *rest, *last], among=list(training.values()))
+    return in_order([*first, *mixes, *rest, *last], among=list(training.values()))
 
 
 def checkpoint(variant: Variant, seed: int) -> str:
@@ -362,10 +364,11 @@ def dial_points(config: PlanConfig) -> list[Point]:
     ]
 
 
-def _dial_stages(config: PlanConfig, seed: int) -> Iterator[Stage]:
+def _dial_stages(config: PlanConfig, seed: int, points: Sequence[Point]) -> Iterator[Stage]:
     by_name = {variant.name: variant for variant in VARIANTS}
-    steps = config.scaled(config.dial_steps)
-    for point in dial_points(config):
+    for point in points:
+        # A mix teaches what the cold start did not do: as long as the main comparison teaches.
+        steps = config.scaled(config.sft_steps if point.mix else config.dial_steps)
         learned = {**point.world, **point.mix}
         source = [p for k, v in learned.items() for p in ("--world", f"{k}={json.dumps(v)}")]
         for name in DIALLED:
