@@ -123,8 +123,8 @@ class ReflectionVerifier:
         standing = _plain(_body(answer_text, "REASONING") or "")
         listed = caption_entries(answer_text) or []
         for section in parse_tags(answer_text).of("REFLECTION"):
-            looked, word, rest = _split(section.body)
-            reason = _untrue(looked, drawn)
+            _, word, rest = _split(section.body)
+            reason = _untrue(section.body, drawn)
             is_right = _concludes(standing, drawn.answer, drawn, listed)
             if word == HOLDS:
                 if not is_right:
@@ -157,6 +157,37 @@ def caption_entries(answer_text: str) -> list[Seen] | None:
     return entries
 
 
+@dataclass(frozen=True, slots=True)
+class SeenAgain:
+    """What a reflection says of a cell: `shape` None for nothing there, `size` and `digit` None
+    where it does not say."""
+
+    row: int
+    col: int
+    size: str | None
+    colour: str | None
+    shape: str | None
+    digit: int | None
+
+    def agrees(self, other: Seen | None) -> bool:
+        """Whether what is said holds for the object of that cell, None for an empty one."""
+        if self.shape is None or other is None:
+            return self.shape is None and other is None
+        digit = other.digit if self.digit is None else self.digit
+        said = (self.size or other.size, self.colour, self.shape, digit)
+        return said == (other.size, other.colour, other.shape, other.digit)
+
+
+def entries_seen_again(reflection_body: str) -> list[SeenAgain]:
+    """What a REFLECTION says it sees, in order, without what it derives from it."""
+    found = []
+    for match in _SEEN_AGAIN.finditer(_split(reflection_body)[0]):
+        row, col, size, colour, shape, digit = match.groups()
+        number = int(digit) if digit else None
+        found.append(SeenAgain(int(row), int(col), size, colour, shape, number))
+    return found
+
+
 def derivations(drawn: Sample, listed: Sequence[Seen]) -> dict[int, str]:
     """The reasonings that follow from entries, by length; none where the question does not fit."""
     q, scene = drawn.question, drawn.scene
@@ -185,21 +216,17 @@ def _split(reflection_body: str) -> tuple[str, str, str]:
     return reflection_body[: at[word]], word, reflection_body[at[word] + len(word) :].strip()
 
 
-def _untrue(looked: str, drawn: Sample) -> str:
+def _untrue(reflection_body: str, drawn: Sample) -> str:
     """Why what a reflection says it sees is not so; '' where it is."""
     there = {(s.row, s.col): s for s in drawn.scene.seen()}
-    matches = list(_SEEN_AGAIN.finditer(looked))
-    if len(matches) != len(re.findall(_CELL, looked)):
+    entries = entries_seen_again(reflection_body)
+    if len(entries) != len(re.findall(_CELL, _split(reflection_body)[0])):
         return "cannot be read"
-    for match in matches:
-        row, col, size, colour, shape, digit = match.groups()
-        truth = there.get((int(row), int(col)))
-        if (colour is None) != (truth is None):
-            return "sees nothing where something is" if truth else "sees what is not there"
-        if truth is None:
-            continue
-        said = (size or truth.size, colour, shape, int(digit) if digit else truth.digit)
-        if said != truth[2:]:
+    for entry in entries:
+        truth = there.get((entry.row, entry.col))
+        if entry.shape is None and truth is not None:
+            return "sees nothing where something is"
+        if not entry.agrees(truth):
             return "sees what is not there"
     return ""
 

@@ -152,6 +152,7 @@ def make_plan(config: PlanConfig) -> list[Stage]:
         main = [v for v in asked if v.name in MAIN]
         others = [v for v in asked if v.name not in MAIN]
         first += [_eval(config, variant, seed, INVERTED) for variant in main]
+        first += [_looking(variant, seed) for variant in main]
         mixes += _dial_stages(config, seed, [p for p in points if p.mix])
         rest += [
             _attention(config, variant, seed) for variant in asked if variant.name in ATTENTION
@@ -179,6 +180,11 @@ def eval_name(variant: str, seed: int, split: str, dial: str = "") -> str:
     """The name of the stage that evaluates a variant."""
     slug = variant.lower().replace(" ", "-")
     return "-".join(filter(None, ("eval", slug, dial, str(seed), split)))
+
+
+def looking_name(variant: str, seed: int, dial: str = "") -> str:
+    """The name of the stage that asks whether a variant's reflections look."""
+    return eval_name(variant, seed, INVERTED, dial).replace("eval-", "looking-", 1)
 
 
 def attention_name(variant: str, seed: int) -> str:
@@ -316,6 +322,19 @@ def _eval(
     )
 
 
+def _looking(variant: Variant, seed: int, dial: str = "") -> Stage:
+    asked = eval_name(variant.name, seed, INVERTED, dial)
+    return Stage(
+        name=looking_name(variant.name, seed, dial),
+        kind="looking",
+        module="train.looking",
+        arguments=("--run", f"{{{asked}}}/eval", "--output", "{out}/looking.json"),
+        result="looking.json",
+        keep=("looking.json",),
+        minutes=0.1,
+    )
+
+
 def _attention(config: PlanConfig, variant: Variant, seed: int) -> Stage:
     num = config.scaled(config.attention_per_family)
     return Stage(
@@ -387,6 +406,7 @@ def _dial_stages(config: PlanConfig, seed: int, points: Sequence[Point]) -> Iter
                 world=point.world,
                 dial=point.label,
             )
+            yield _looking(variant, seed, point.label)
 
 
 def _heatmap(policy: str, seed: int) -> Stage:

@@ -15,6 +15,7 @@ from train.experiments.plan import (
     ATTENTION,
     DIALLED,
     INVERTED,
+    MAIN,
     SPLITS,
     VARIANTS,
     PlanConfig,
@@ -22,12 +23,16 @@ from train.experiments.plan import (
     attention_name,
     dial_points,
     eval_name,
+    looking_name,
 )
 from train.experiments.runner import Runner
 from train.experiments.statistics import Counts, counts_of, difference, estimate, ratio
 
 METRICS = ("accuracy", "CHAIRi", "CHAIRs", "recall")
 BASELINE = "text-only"
+_LOOKING_SUMS = ("answers", "captions_right", "correct_beside_right_caption")
+_LOOKING_SUMS += ("correct_beside_wrong_caption", "named", "repeated", "misread", "mended")
+_LOOKING_SUMS += ("spoiled",)
 Report = Mapping[str, Any]
 
 
@@ -55,6 +60,7 @@ def collect(runner: Runner, config: PlanConfig) -> dict[str, Any]:
         "variants": {v.name: found.rows(v.name) for v in VARIANTS},
         "differences": {v.name: found.against(v.name) for v in VARIANTS if v.name != BASELINE},
         "dials": {point.label: found.dial(point.label) for point in dial_points(config)},
+        "looking": _lookings(runner, config),
         "attention": {name: of for name, of in attention.items() if of is not None},
         "brpo": [m for seed in config.seeds if (m := _brpo(runner, seed)) is not None],
         "answers": [a for s in config.seeds for a in _answers(runner, s)],
@@ -208,6 +214,49 @@ def _attention_target(attention: Mapping[str, Any]) -> Target:
     times = inside[1] / inside[0]
     said = f"{times:.2f} x ({inside[0]:.3f} to {inside[1]:.3f})"
     return Target(wanted=wanted, found=said, met=times >= 2)
+
+
+def _lookings(runner: Runner, config: PlanConfig) -> dict[str, Any]:
+    """What reflections name against caption and image, by variant, then by point of a dial."""
+    wanted = [(name, name, "") for name in MAIN]
+    wanted += [
+        (f"{name}, {point.label}", name, point.label)
+        for point in dial_points(config)
+        for name in DIALLED
+    ]
+    found = {label: _looking(runner, config, name, dial) for label, name, dial in wanted}
+    return {label: of for label, of in found.items() if of is not None}
+
+
+def _looking(runner: Runner, config: PlanConfig, variant: str, dial: str) -> dict[str, Any] | None:
+    """Shares over the answers of the seeds that are there; None without one."""
+    names = {looking_name(variant, seed, dial): seed for seed in config.seeds}
+    there = {}
+    for stage in runner.stages:
+        made = runner.result(stage) if stage.name in names else None
+        if made is not None:
+            there[names[stage.name]] = json.loads((made.directory / stage.result).read_bytes())
+    if not there:
+        return None
+    of = {key: sum(f[key] for f in there.values()) for key in _LOOKING_SUMS}
+    wrong = of["answers"] - of["captions_right"]
+    return {
+        "seeds": list(there),
+        "captions_right": _share(of["captions_right"], of["answers"]),
+        "accuracy_beside_right_caption": _share(
+            of["correct_beside_right_caption"], of["captions_right"]
+        ),
+        "accuracy_beside_wrong_caption": _share(of["correct_beside_wrong_caption"], wrong),
+        "repeated": _share(of["repeated"], of["named"]),
+        "mended": _share(of["mended"], of["misread"]),
+        "spoiled": _share(of["spoiled"], of["named"] - of["misread"]),
+        "num_named": of["named"],
+        "num_misread": of["misread"],
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
 
 
 def _attention(runner: Runner, config: PlanConfig, variant: str) -> dict[str, Any] | None:

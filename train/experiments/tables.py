@@ -33,6 +33,8 @@ def page(values: Mapping[str, Any], pictures: Sequence[str]) -> str:
         _dials(values),
         "## Accuracy by family, test-inverted",
         _families(values),
+        "## Whether reflections look",
+        _looking(values["looking"], values["seeds"]),
         "## Attention to the image",
         _attention(values["attention"], values["seeds"]),
         "## Cost",
@@ -203,6 +205,30 @@ def _attention(attention: Mapping[str, Any], seeds: Sequence[int]) -> str:
         f"Mean attention weight on all visual tokens together.\n\n{shares}\n\n"
         "R^2 (and length in tokens) of laws fitted up to the first reflection; the theory, "
         "L_c / L_total of Theorem 3.1, has no parameter and covers the whole answer.\n\n" + laws
+    )
+
+
+def _looking(looking: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    def cells(of: Mapping[str, Any]) -> Row:
+        return (
+            share(of["captions_right"]),
+            share(of["accuracy_beside_right_caption"]),
+            share(of["accuracy_beside_wrong_caption"]),
+            share(of["repeated"]),
+            f"{share(of['mended'])} of {of['num_misread']}",
+            share(of["spoiled"]),
+        )
+
+    head = ("variant", "captions right", "accuracy beside those", "beside the others")
+    head += ("repeated", "mended", "spoiled")
+    return (
+        "Test-inverted, percent. Every object that a reflection names is held against the caption "
+        "and the image. Repeated: said as in the caption. Mended: the caption has it wrong, the "
+        "reflection right. Spoiled: the other way round.\n\n"
+        + table(head, _rows(looking, seeds, cells, len(head)))
     )
 
 
