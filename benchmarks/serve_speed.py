@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
     parser.add_argument("--rounds", type=int, default=5, help="measured, after one unmeasured")
     parser.add_argument("--max-tokens", type=int, default=128, help="of each answer, exactly")
+    parser.add_argument("--alone", type=int, default=AT_ONCE, metavar="N",
+                        help="of the 8 questions, how many are asked one by one")  # fmt: skip
     parser.add_argument("--engine", type=Path, help="a bundle, in place of the shipped model's")
     parser.add_argument("--name", default="serve_speed", help="of the files in benchmarks/results")
     options = parser.parse_args()
@@ -54,17 +56,18 @@ async def throughput(port: int, options: argparse.Namespace) -> dict[str, Any]:
     A round whose answers at once are not those alone is no round.
     """
     asked = questions(AT_ONCE)
+    of = {1: asked[: options.alone], AT_ONCE: asked}
     fields = {"max_tokens": options.max_tokens, "ignore_eos": True}
     for num in (1, AT_ONCE):
-        await answers(port, asked, num, {**fields, "max_tokens": WARM_UP_TOKENS})
+        await answers(port, of[num], num, {**fields, "max_tokens": WARM_UP_TOKENS})
     rates: dict[int, list[float]] = {1: [], AT_ONCE: []}
     for _ in range(options.rounds):
         texts = []
         for num, found in rates.items():
-            replies, seconds = await answers(port, asked, num, fields)
+            replies, seconds = await answers(port, of[num], num, fields)
             found.append(sum(r.num_tokens for r in replies) / seconds)
             texts.append([(r.reasoning, r.content) for r in replies])
-        same = [a == b for a, b in zip(*texts, strict=True)]
+        same = [alone == at_once for alone, at_once in zip(*texts, strict=False)]
         assert all(same), f"answers depend on what else runs: {same}"
     ratios = [b / a for a, b in zip(rates[1], rates[AT_ONCE], strict=True)]
     return {
