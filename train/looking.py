@@ -1,9 +1,11 @@
-"""Whether reflections look at the image, or repeat the caption: what they name, against both.
+"""Whether captions and reflections look at the image: what they name, held against it.
 
 `python -m train.looking --run EVAL_DIR --output FILE.json` reads the answers of a finished
 `la-trt eval --suite lookworld` run. An entry that a reflection names counts as misread where the
 caption has it otherwise than the image, as mended where the reflection then says what is there.
 A reflection that only repeats the caption mends nothing, whatever is put in again before it.
+Objects whose colour or shape the caption has wrong are counted too, and those of them that it gives
+their shape's usual colour, as the prior of language would.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import click
 
 from la_trt.errors import InputError
 from la_trt.files.atomic import atomic_file
-from la_trt.lookworld import Sample, Seen, sample
+from la_trt.lookworld import USUAL_COLOUR, Sample, Seen, sample
 from la_trt.tags import parse_tags
 from train.command import run
 from train.lookworld_rules import caption_entries, entries_seen_again
@@ -30,12 +32,16 @@ from train.rows import read_world
 class Looks:
     """One answer. Entries are those that its reflections name.
 
+    `misnamed`: objects to which the caption gives another colour or shape at their cell;
+    `by_prior`: those of them that it gives a shape in its usual colour.
     `named`: all of them; `repeated`: as the caption has them; `misread`: those that the caption
     has otherwise than the image, in what the reflection names; `mended`: of these, named as the
     image has them; `spoiled`: the caption has them as the image does, the reflection otherwise.
     `caption_right`: the caption lists just what is there. `correct`: the conclusion is right.
     """
 
+    misnamed: int
+    by_prior: int
     named: int
     repeated: int
     misread: int
@@ -51,6 +57,8 @@ def looks(answer_text: str, drawn: Sample, correct: bool) -> Looks:
     listed = caption_entries(answer_text) or []
     there = {(s.row, s.col): s for s in seen}
     said = {(s.row, s.col): s for s in listed}
+    pairs = [(s, said.get((s.row, s.col), s)) for s in seen]
+    misnamed = [as_ for is_, as_ in pairs if (as_.colour, as_.shape) != (is_.colour, is_.shape)]
     named = repeated = misread = mended = spoiled = 0
     for section in parse_tags(answer_text).of("REFLECTION"):
         for entry in entries_seen_again(section.body):
@@ -64,6 +72,8 @@ def looks(answer_text: str, drawn: Sample, correct: bool) -> Looks:
             mended += is_misread and is_true
             spoiled += caption == truth and not is_true
     return Looks(
+        misnamed=len(misnamed),
+        by_prior=sum(USUAL_COLOUR[s.shape] == s.colour for s in misnamed),
         named=named,
         repeated=repeated,
         misread=misread,
@@ -97,7 +107,7 @@ def summarise(found: Sequence[Looks]) -> dict[str, Any]:
     """Sums over all answers, and how many answers are right beside a right and a wrong caption."""
     right = [one for one in found if one.caption_right]
     wrong = [one for one in found if not one.caption_right]
-    names = ("named", "repeated", "misread", "mended", "spoiled")
+    names = ("misnamed", "by_prior", "named", "repeated", "misread", "mended", "spoiled")
     return {
         "answers": len(found),
         "captions_right": len(right),
@@ -117,15 +127,16 @@ def _key(seen: Seen) -> tuple[int, int, str, str, str, int]:
               help="directory of a finished `la-trt eval --suite lookworld`")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON file")
 def main(directory: Path, output: Path) -> None:
-    """Whether reflections look at the image, or repeat the caption."""
+    """Whether captions and reflections look at the image."""
     found = summarise(read_run(directory))
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(output) as file:
         file.write(json.dumps(found).encode() + b"\n")
     click.echo(
-        f"{found['captions_right']} of {found['answers']} captions right; of {found['named']} "
-        f"entries named again {found['repeated']} as in the caption; of {found['misread']} that "
-        f"the caption has wrong {found['mended']} mended; {found['spoiled']} spoiled",
+        f"{found['captions_right']} of {found['answers']} captions right; of {found['misnamed']} "
+        f"objects misnamed {found['by_prior']} as the prior has them; of {found['named']} entries "
+        f"named again {found['repeated']} as in the caption; of {found['misread']} that the "
+        f"caption has wrong {found['mended']} mended; {found['spoiled']} spoiled",
         err=True,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from la_trt.errors import InputError
-from la_trt.lookworld import COLOURS, Sample, Seen, WorldConfig, sample
+from la_trt.lookworld import COLOURS, USUAL_COLOUR, Sample, Seen, WorldConfig, sample
 from la_trt.tags import parse_tags
 from train.looking import Looks, looks, main, read_run, summarise
 from train.lookworld_rules import entries_seen_again
@@ -25,8 +25,8 @@ def entry(s: Seen, *, sized: bool = True) -> str:
 
 
 def other(s: Seen) -> Seen:
-    """The object with another colour."""
-    return s._replace(colour=next(c for c in COLOURS if c != s.colour))
+    """The object with another colour, not the usual one of its shape."""
+    return s._replace(colour=next(c for c in COLOURS if c not in (s.colour, USUAL_COLOUR[s.shape])))
 
 
 def answer(caption: list[Seen], again: str, verdict: str = "The reasoning holds: so left.") -> str:
@@ -38,7 +38,15 @@ def answer(caption: list[Seen], again: str, verdict: str = "The reasoning holds:
 
 
 NONE = Looks(
-    named=0, repeated=0, misread=0, mended=0, spoiled=0, caption_right=False, correct=False
+    misnamed=0,
+    by_prior=0,
+    named=0,
+    repeated=0,
+    misread=0,
+    mended=0,
+    spoiled=0,
+    caption_right=False,
+    correct=False,
 )
 
 
@@ -54,9 +62,23 @@ def test_a_wrong_entry_repeated_and_mended():
     first, *rest = SEEN
     caption = [other(first), *rest]
     repeated = looks(answer(caption, entry(other(first))), DRAWN, False)
-    assert repeated == replace(NONE, named=1, repeated=1, misread=1)
+    assert repeated == replace(NONE, misnamed=1, named=1, repeated=1, misread=1)
     mended = looks(answer(caption, entry(first)), DRAWN, True)
-    assert mended == replace(NONE, named=1, misread=1, mended=1, correct=True)
+    assert mended == replace(NONE, misnamed=1, named=1, misread=1, mended=1, correct=True)
+
+
+def test_objects_that_the_prior_misnames():
+    scene = sample("test-inverted", 5, WorldConfig(prior_strength=1.0), "describe").scene
+    drawn = replace(DRAWN, scene=scene)
+    seen = scene.seen()
+    assert seen and all(USUAL_COLOUR[s.shape] != s.colour for s in seen)
+    usual = [s._replace(colour=USUAL_COLOUR[s.shape]) for s in seen]
+    assert looks(answer(usual, ""), drawn, False) == replace(
+        NONE, misnamed=len(seen), by_prior=len(seen)
+    )
+    assert looks(answer([*map(other, seen)], ""), drawn, False) == replace(NONE, misnamed=len(seen))
+    larger = [s._replace(size={"small": "large", "large": "small"}[s.size]) for s in seen[1:]]
+    assert looks(answer(larger, ""), drawn, False) == NONE  # neither sizes nor what is missing
 
 
 def test_a_right_entry_spoiled():
@@ -126,9 +148,9 @@ def test_a_run_is_read_with_its_own_world(tmp_path: Path):
     main(["--run", str(run), "--output", str(tmp_path / "o" / "l.json")], standalone_mode=False)
     result = json.loads((tmp_path / "o" / "l.json").read_text())
     assert result["answers"] == 4 == len(result["by_answer"]) and result["named"] > 0
-    assert [sum(column) for column in zip(*result["by_answer"], strict=True)][:5] == [
-        result[name] for name in ("named", "repeated", "misread", "mended", "spoiled")
-    ]
+    sums = [sum(column) for column in zip(*result["by_answer"], strict=True)]
+    names = ("misnamed", "by_prior", "named", "repeated", "misread", "mended", "spoiled")
+    assert sums[:7] == [result[name] for name in names]
 
 
 def test_what_is_no_such_run_is_refused(tmp_path: Path):

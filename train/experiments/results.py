@@ -32,7 +32,7 @@ METRICS = ("accuracy", "CHAIRi", "CHAIRs", "recall")
 BASELINE = "text-only"
 _LOOKING_SUMS = ("answers", "captions_right", "correct_beside_right_caption")
 _LOOKING_SUMS += ("correct_beside_wrong_caption", "named", "repeated", "misread", "mended")
-_LOOKING_SUMS += ("spoiled",)
+_LOOKING_SUMS += ("spoiled", "misnamed", "by_prior")
 Report = Mapping[str, Any]
 
 
@@ -250,6 +250,8 @@ def _looking(runner: Runner, config: PlanConfig, variant: str, dial: str) -> dic
         "repeated": _share(of["repeated"], of["named"]),
         "mended": _share(of["mended"], of["misread"]),
         "spoiled": _share(of["spoiled"], of["named"] - of["misread"]),
+        "by_prior": _share(of["by_prior"], of["misnamed"]),
+        "num_misnamed": of["misnamed"],
         "num_named": of["named"],
         "num_misread": of["misread"],
     }

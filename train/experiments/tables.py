@@ -217,18 +217,20 @@ def _looking(looking: Mapping[str, Any], seeds: Sequence[int]) -> str:
             share(of["captions_right"]),
             share(of["accuracy_beside_right_caption"]),
             share(of["accuracy_beside_wrong_caption"]),
+            f"{share(of['by_prior'])} of {of['num_misnamed']}",
             share(of["repeated"]),
             f"{share(of['mended'])} of {of['num_misread']}",
             share(of["spoiled"]),
         )
 
     head = ("variant", "captions right", "accuracy beside those", "beside the others")
-    head += ("repeated", "mended", "spoiled")
+    head += ("misnamed by the prior", "repeated", "mended", "spoiled")
     return (
-        "Test-inverted, percent. Every object that a reflection names is held against the caption "
-        "and the image. Repeated: said as in the caption. Mended: the caption has it wrong, the "
-        "reflection right. Spoiled: the other way round.\n\n"
-        + table(head, _rows(looking, seeds, cells, len(head)))
+        "Test-inverted, percent. Misnamed by the prior: of the objects whose colour or shape the "
+        "caption has wrong, those that it gives their shape's usual colour. Every object that a "
+        "reflection names is held against the caption and the image. Repeated: said as in the "
+        "caption. Mended: the caption has it wrong, the reflection right. Spoiled: the other way "
+        "round.\n\n" + table(head, _rows(looking, seeds, cells, len(head)))
     )
 
 
