@@ -87,6 +87,20 @@ def _llama(name: str, bits: int, kind: str) -> Peer:
     )
 
 
+def _openvino(name: str, bits: int, weights: tuple[str, ...]) -> Peer:
+    return Peer(
+        name=name,
+        bits=bits,
+        environment="openvino",
+        packages=_OPENVINO,
+        remove=("torchvision",),  # of another torch
+        make=(*_EXPORT, *weights, "{model}"),
+        make_gib=10,
+        run_gib=5 if bits == 4 else 8,
+        worker=("benchmarks/peer_openvino.py",),
+    )
+
+
 PEERS = (
     Peer(
         name="transformers bf16",
@@ -98,28 +112,8 @@ PEERS = (
     ),
     _llama("llama.cpp Q4_0", 4, "q4_0"),
     _llama("llama.cpp Q8_0", 8, "q8_0"),
-    Peer(
-        name="OpenVINO GenAI int4",
-        bits=4,
-        environment="openvino",
-        packages=_OPENVINO,
-        remove=("torchvision",),  # of another torch
-        make=(*_EXPORT, *_OPENVINO_INT4, "{model}"),
-        make_gib=10,
-        run_gib=5,
-        worker=("benchmarks/peer_openvino.py",),
-    ),
-    Peer(
-        name="OpenVINO GenAI int8",
-        bits=8,
-        environment="openvino",
-        packages=_OPENVINO,
-        remove=("torchvision",),  # of another torch
-        make=(*_EXPORT, "--weight-format", "int8", "{model}"),
-        make_gib=10,
-        run_gib=8,
-        worker=("benchmarks/peer_openvino.py",),
-    ),
+    _openvino("OpenVINO GenAI int4", 4, _OPENVINO_INT4),
+    _openvino("OpenVINO GenAI int8", 8, ("--weight-format", "int8")),
     Peer(
         name="onnxruntime-genai int4",
         bits=4,

@@ -4,8 +4,8 @@
 
 Random weights, the same for both; one image of --side by --side pixels. Both engines stay loaded,
 each in its own process and environment, and answer in turns, so that both see the same machine.
-First their embeddings are compared: a relative error above --max-error ends the run. Ends with one
-JSON line.
+Nothing is written unless their embeddings agree, to a relative error of --max-error. Ends with
+one JSON line.
 """
 
 from __future__ import annotations

@@ -21,23 +21,23 @@ import click
 
 from la_trt.errors import InputError
 from la_trt.files.atomic import atomic_file
-from la_trt.lookworld import USUAL_COLOUR, Sample, Seen, sample
+from la_trt.lookworld import USUAL_COLOUR, Sample, sample
 from la_trt.tags import parse_tags
 from train.command import run
-from train.lookworld_rules import caption_entries, entries_seen_again
+from train.lookworld_rules import caption_entries, entries_seen_again, lists_the_same
 from train.rows import read_world
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looks:
-    """One answer. Entries are those that its reflections name.
+    """What one answer names.
 
-    `misnamed`: objects to which the caption gives another colour or shape at their cell;
-    `by_prior`: those of them that it gives a shape in its usual colour.
-    `named`: all of them; `repeated`: as the caption has them; `misread`: those that the caption
-    has otherwise than the image, in what the reflection names; `mended`: of these, named as the
-    image has them; `spoiled`: the caption has them as the image does, the reflection otherwise.
-    `caption_right`: the caption lists just what is there. `correct`: the conclusion is right.
+    In its caption, `misnamed`: objects that get another colour or shape at their cell; `by_prior`:
+    those of them that get a shape in its usual colour. In its reflections, `named`: entries;
+    `repeated`: as the caption has them; `misread`: those that the caption has otherwise than the
+    image, in what the reflection names; `mended`: of these, named as the image has them;
+    `spoiled`: the caption has them as the image does, the reflection otherwise. `caption_right`:
+    the caption lists just what is there. `correct`: the conclusion is right.
     """
 
     misnamed: int
@@ -52,7 +52,7 @@ class Looks:
 
 
 def looks(answer_text: str, drawn: Sample, correct: bool) -> Looks:
-    """What the reflections of an answer to the sample's question name."""
+    """What the caption and the reflections of an answer to the sample's question name."""
     seen = drawn.scene.seen()
     listed = caption_entries(answer_text) or []
     there = {(s.row, s.col): s for s in seen}
@@ -79,7 +79,7 @@ def looks(answer_text: str, drawn: Sample, correct: bool) -> Looks:
         misread=misread,
         mended=mended,
         spoiled=spoiled,
-        caption_right=sorted(map(_key, listed)) == sorted(map(_key, seen)),
+        caption_right=lists_the_same(listed, seen),
         correct=correct,
     )
 
@@ -116,10 +116,6 @@ def summarise(found: Sequence[Looks]) -> dict[str, Any]:
         **{name: sum(getattr(one, name) for one in found) for name in names},
         "by_answer": [[int(value) for value in asdict(one).values()] for one in found],
     }
-
-
-def _key(seen: Seen) -> tuple[int, int, str, str, str, int]:
-    return (*seen[:5], -1 if seen.digit is None else seen.digit)
 
 
 @click.command(help=__doc__)

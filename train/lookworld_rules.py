@@ -65,7 +65,7 @@ class CaptionVerifier:
         listed = caption_entries(answer_text)
         if listed is None:
             return objection("cannot be read", corrected)
-        if sorted(map(_key, listed)) == sorted(map(_key, seen)):
+        if lists_the_same(listed, seen):
             return OK
         missing = [s for s in seen if s not in listed]
         wrong = [s for s in listed if s not in seen]
@@ -155,6 +155,11 @@ def caption_entries(answer_text: str) -> list[Seen] | None:
         row, col, size, colour, shape, digit = match.groups()
         entries.append(Seen(int(row), int(col), size, colour, shape, int(digit) if digit else None))
     return entries
+
+
+def lists_the_same(listed: Sequence[Seen], seen: Sequence[Seen]) -> bool:
+    """Whether a caption's entries are the objects that are there, each once, in any order."""
+    return sorted(map(_key, listed)) == sorted(map(_key, seen))
 
 
 @dataclass(frozen=True, slots=True)

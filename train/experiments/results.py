@@ -79,20 +79,14 @@ class Evals:
 
     def __init__(self, runner: Runner, config: PlanConfig) -> None:
         self._config = config
-        self._by_name = {stage.name: stage for stage in runner.stages}
         self._runner = runner
 
     def reports(self, variant: str, split: str, dial: str = "") -> dict[int, Report]:
         """One report a seed, of the seeds for which there is one."""
-        reports = {}
         asked = next(v for v in VARIANTS if v.name == variant)
-        for seed in self._config.seeds:
-            own = asked_seed(self._config, asked, seed)
-            stage = self._by_name.get(eval_name(variant, own, split, dial))
-            made = None if stage is None else self._runner.result(stage)
-            if made is not None and stage is not None:
-                reports[seed] = json.loads((made.directory / stage.result).read_bytes())
-        return reports
+        own = {seed: asked_seed(self._config, asked, seed) for seed in self._config.seeds}
+        names = {seed: eval_name(variant, of, split, dial) for seed, of in own.items()}
+        return _by_seed(self._runner, names)
 
     def rows(self, variant: str) -> dict[str, Any]:
         """By split: every metric with its interval, POPE F1, cost, and the seeds they are of;
@@ -216,6 +210,18 @@ def _attention_target(attention: Mapping[str, Any]) -> Target:
     return Target(wanted=wanted, found=said, met=times >= 2)
 
 
+def _by_seed(runner: Runner, names: Mapping[int, str]) -> dict[int, Any]:
+    """What stages found, by seed, of those that are there. `names`: of the stages, by seed."""
+    by_name = {stage.name: stage for stage in runner.stages}
+    there = {}
+    for seed, name in names.items():
+        stage = by_name.get(name)
+        made = None if stage is None else runner.result(stage)
+        if stage is not None and made is not None:
+            there[seed] = json.loads((made.directory / stage.result).read_bytes())
+    return there
+
+
 def _lookings(runner: Runner, config: PlanConfig) -> dict[str, Any]:
     """What reflections name against caption and image, by variant, then by point of a dial."""
     wanted = [(name, name, "") for name in MAIN]
@@ -230,12 +236,7 @@ def _lookings(runner: Runner, config: PlanConfig) -> dict[str, Any]:
 
 def _looking(runner: Runner, config: PlanConfig, variant: str, dial: str) -> dict[str, Any] | None:
     """Shares over the answers of the seeds that are there; None without one."""
-    names = {looking_name(variant, seed, dial): seed for seed in config.seeds}
-    there = {}
-    for stage in runner.stages:
-        made = runner.result(stage) if stage.name in names else None
-        if made is not None:
-            there[names[stage.name]] = json.loads((made.directory / stage.result).read_bytes())
+    there = _by_seed(runner, {seed: looking_name(variant, seed, dial) for seed in config.seeds})
     if not there:
         return None
     of = {key: sum(f[key] for f in there.values()) for key in _LOOKING_SUMS}
@@ -264,13 +265,7 @@ def _share(part: float, whole: float) -> float | None:
 def _attention(runner: Runner, config: PlanConfig, variant: str) -> dict[str, Any] | None:
     """Means of one variant's attention over the seeds that are there, with its curves; None
     without one."""
-    by_name = {stage.name: stage for stage in runner.stages}
-    there = {}
-    for seed in config.seeds:
-        stage = by_name.get(attention_name(variant, seed))
-        made = None if stage is None else runner.result(stage)
-        if stage is not None and made is not None:
-            there[seed] = json.loads((made.directory / stage.result).read_bytes())
+    there = _by_seed(runner, {seed: attention_name(variant, seed) for seed in config.seeds})
     if not there:
         return None
     files = list(there.values())
