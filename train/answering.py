@@ -1,4 +1,4 @@
-"""The model that a command asks: a checkpoint on PyTorch, or a bundle, which answers faster."""
+"""The model that a command asks, on PyTorch or, faster, from a bundle; and how it looks again."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def policy_flags(policy: str, inject: str, route_percent: float) -> dict[str, Any]:
+    """Options of `make_options`, without those that have no effect on the policy. UsageError."""
+    if inject not in ("embed", "kv"):
+        raise UsageError(f"inject: expected embed or kv, got {inject!r}")
+    flags: dict[str, Any] = {"policy": policy}
+    if policy not in ("text", "never"):
+        flags["inject"] = inject
+    if policy in ("route", "random"):
+        flags["route_percent"] = route_percent
+    return flags
 
 
 def open_model(

@@ -25,7 +25,7 @@ from la_trt.events import Result
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import Sample, chair, is_correct
 from la_trt.report.decay import explained, fit_laws, mean_curve, predicted_share, visual_share
-from train.answering import model_options, open_model
+from train.answering import model_options, open_model, policy_flags
 from train.command import run
 from train.options import config_options
 from train.progress import RunLog
@@ -50,8 +50,7 @@ class AttentionConfig:
     world: str = "{}"
 
     def __post_init__(self) -> None:
-        if self.inject not in ("embed", "kv"):
-            raise UsageError(f"inject: expected embed or kv, got {self.inject!r}")
+        policy_flags(self.policy, self.inject, self.route_percent)
         if self.min_answers < 1 or self.batch < 1 or self.num_per_family < 1:
             raise UsageError("min_answers, batch, num_per_family: expected at least 1")
 
@@ -186,7 +185,8 @@ def measure(
     samples = questions(
         EvalConfig(split=config.split, num_per_family=config.num_per_family, world=world)
     )
-    options = make_options(**_policy(config), max_tokens=config.max_tokens, masses=True)
+    flags = policy_flags(config.policy, config.inject, config.route_percent)
+    options = make_options(**flags, max_tokens=config.max_tokens, masses=True)
     tags, looks = model.session.tags, list[Look]()
     for start in range(0, len(samples), config.batch):
         part = samples[start : start + config.batch]
@@ -196,16 +196,6 @@ def measure(
         if progress is not None:
             progress(len(looks), f"visual share {np.mean([o.share.mean() for o in looks]):.3f}")
     return looks
-
-
-def _policy(config: AttentionConfig) -> dict[str, Any]:
-    """The policy's flags, of which those without effect on it are left out."""
-    flags: dict[str, Any] = {"policy": config.policy}
-    if config.policy not in ("text", "never"):
-        flags["inject"] = config.inject
-    if config.policy in ("route", "random"):
-        flags["route_percent"] = config.route_percent
-    return flags
 
 
 @click.command()

@@ -30,6 +30,7 @@ from train.experiments.plots import by_length
 from train.experiments.runner import Runner, _locked, plan_table
 from train.experiments.stages import MARKER, Stage, chosen, in_order, keys_of
 from train.experiments.statistics import Counts, counts_of, difference, estimate, ratio
+from train.planting import PLANTS
 
 
 def stub(
@@ -319,10 +320,10 @@ SMALL = PlanConfig(seeds=(0, 1), sizes=("small",), scale=0.1, world={"clutter": 
 
 def commands() -> dict[str, click.Command]:
     from la_trt.cli.app import app
-    from train import attention, brpo, distill, looking, sft
+    from train import attention, brpo, distill, looking, planting, sft
 
     made = {"train.attention": attention.main, "train.brpo": brpo.main, "la_trt.cli": app}
-    made["train.looking"] = looking.main
+    made |= {"train.looking": looking.main, "train.planting": planting.main}
     return {**made, "train.distill": distill.main, "train.sft": sft.main}
 
 
@@ -377,10 +378,13 @@ def test_the_plan_asks_first_what_matters_most() -> None:
     stages = make_plan(config)
     assert [s.name for s in in_order(stages)] == [s.name for s in stages]
     measured = [s.name for s in stages if s.kind.startswith(("eval", "attention", "heatmap"))]
+    planted = [s.name for s in stages if s.kind == "planting"]
+    assert planted[:2] == ["planting-text-only-0-test-inverted", "planting-copy-0-test-inverted"]
+    assert planted[-1] == "planting-copy-captions-err-1-test-inverted" and len(planted) == 12
     main = [eval_name(v, seed, "test-inverted") for seed in (0, 1) for v in MAIN]
     assert measured[: len(main)] == main
     last = stages.index(next(s for s in stages if s.name == main[-1]))
-    read = ("eval", "looking")
+    read = ("eval", "looking", "planting")
     before = {s.name.rsplit("-", 1)[0] for s in stages[:last] if not s.kind.startswith(read)}
     trained = {"sft-text", "sft-copy", "sft-route"}
     asked = {f"bundle-{name}" for name in ("brpo", *trained)}
@@ -507,6 +511,8 @@ def finish(of: Runner, right: dict[str, int], only: str = "") -> None:
             value = attention(0.5 if "copy" in stage.name else 0.2)
         elif stage.name.startswith("looking-"):
             value = looked("copy" in stage.name)
+        elif stage.name.startswith("planting-"):
+            value = dict.fromkeys(PLANTS, looked("copy" in stage.name))
         elif stage.name.startswith("answers-"):
             names = ("asked", "kept", "corrected", "dropped", "kept_frac", "reflections_mean")
             value = dict.fromkeys(names, 1)
@@ -547,7 +553,8 @@ def test_results_are_written(tmp_path: Path) -> None:
     page = (tmp_path / "results" / "README.md").read_text()
     looking = "| COPY | 50.0 | 80.0 | 20.0 | 75.0 of 16 | 87.5 | 20.0 of 20 | 10.0 |"
     gains = ("+20.0 points", "0.50 x (0.50 to 0.50)", "2.50 x")
-    for text in (*gains, "| COPY kv |", "no decay", looking):
+    planting = "| COPY, captions-err | 20.0 of 20 | 50.0 of 20 | 50.0 | 10.0 |"
+    for text in (*gains, "| COPY kv |", "no decay", looking, planting):
         assert text in page
     pictures = sorted(p.name for p in (tmp_path / "results").glob("*.png"))
     drawn = "accuracy attention brpo dials hallucination heatmap-copy heatmap-route route"

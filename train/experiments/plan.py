@@ -95,6 +95,7 @@ class PlanConfig:
     dial_steps: int = 150
     num_per_family: int = 100
     attention_per_family: int = 10
+    planting_per_family: int = 30
     world: Mapping[str, Any] = field(default_factory=lambda: dict(WORLD))
     dials: Mapping[str, tuple[float, ...]] = field(
         default_factory=lambda: {
@@ -153,6 +154,7 @@ def make_plan(config: PlanConfig) -> list[Stage]:
         others = [v for v in asked if v.name not in MAIN]
         first += [_eval(config, variant, seed, INVERTED) for variant in main]
         first += [_looking(variant, seed) for variant in main]
+        first += [_planting(config, variant, seed) for variant in main]
         mixes += _dial_stages(config, seed, [p for p in points if p.mix])
         rest += [
             _attention(config, variant, seed) for variant in asked if variant.name in ATTENTION
@@ -185,6 +187,11 @@ def eval_name(variant: str, seed: int, split: str, dial: str = "") -> str:
 def looking_name(variant: str, seed: int, dial: str = "") -> str:
     """The name of the stage that asks whether a variant's reflections look."""
     return eval_name(variant, seed, INVERTED, dial).replace("eval-", "looking-", 1)
+
+
+def planting_name(variant: str, seed: int, dial: str = "") -> str:
+    """The name of the stage that plants errors for a variant's reflections to find."""
+    return eval_name(variant, seed, INVERTED, dial).replace("eval-", "planting-", 1)
 
 
 def attention_name(variant: str, seed: int) -> str:
@@ -335,6 +342,26 @@ def _looking(variant: Variant, seed: int, dial: str = "") -> Stage:
     )
 
 
+def _planting(
+    config: PlanConfig, variant: Variant, seed: int, ckpt: str | None = None, dial: str = ""
+) -> Stage:
+    num = config.scaled(config.planting_per_family)
+    return Stage(
+        name=planting_name(variant.name, seed, dial),
+        kind="planting",
+        module="train.planting",
+        arguments=(
+            *(*_asked(ckpt or checkpoint(variant, seed)), "--output", "{out}/planting.json"),
+            *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
+            *("--num-per-family", str(num), *_policy_flags(variant)),
+            *(("--world", json.dumps(dict(config.world))) if config.world else ()),
+        ),
+        result="planting.json",
+        keep=("planting.json",),
+        minutes=(10 * num * 2 * _ANSWER_S + _START_S) / 60,
+    )
+
+
 def _attention(config: PlanConfig, variant: Variant, seed: int) -> Stage:
     num = config.scaled(config.attention_per_family)
     return Stage(
@@ -407,6 +434,8 @@ def _dial_stages(config: PlanConfig, seed: int, points: Sequence[Point]) -> Iter
                 dial=point.label,
             )
             yield _looking(variant, seed, point.label)
+            if point.mix:
+                yield _planting(config, variant, seed, f"{{{sft}}}/checkpoint", point.label)
 
 
 def _heatmap(policy: str, seed: int) -> Stage:

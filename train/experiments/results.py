@@ -24,9 +24,11 @@ from train.experiments.plan import (
     dial_points,
     eval_name,
     looking_name,
+    planting_name,
 )
 from train.experiments.runner import Runner
 from train.experiments.statistics import Counts, counts_of, difference, estimate, ratio
+from train.planting import PLANTS
 
 METRICS = ("accuracy", "CHAIRi", "CHAIRs", "recall")
 BASELINE = "text-only"
@@ -61,6 +63,7 @@ def collect(runner: Runner, config: PlanConfig) -> dict[str, Any]:
         "differences": {v.name: found.against(v.name) for v in VARIANTS if v.name != BASELINE},
         "dials": {point.label: found.dial(point.label) for point in dial_points(config)},
         "looking": _lookings(runner, config),
+        "planting": _plantings(runner, config),
         "attention": {name: of for name, of in attention.items() if of is not None},
         "brpo": [m for seed in config.seeds if (m := _brpo(runner, seed)) is not None],
         "answers": [a for s in config.seeds for a in _answers(runner, s)],
@@ -254,6 +257,36 @@ def _looking(runner: Runner, config: PlanConfig, variant: str, dial: str) -> dic
         "by_prior": _share(of["by_prior"], of["misnamed"]),
         "num_misnamed": of["misnamed"],
         "num_named": of["named"],
+        "num_misread": of["misread"],
+    }
+
+
+def _plantings(runner: Runner, config: PlanConfig) -> dict[str, Any]:
+    """What became of planted errors, by variant, then by mix; shares over the seeds there are."""
+    wanted = [(name, name, "") for name in MAIN]
+    wanted += [(f"{name}, {mix}", name, mix) for mix in config.mixes for name in DIALLED]
+    found = {}
+    for label, variant, dial in wanted:
+        names = {seed: planting_name(variant, seed, dial) for seed in config.seeds}
+        there = _by_seed(runner, names)
+        if there:
+            lies, truths = ([f[plant] for f in there.values()] for plant in PLANTS)
+            found[label] = {
+                "seeds": list(there),
+                "planted": _planted(lies),
+                "as it is": _planted(truths),
+            }
+    return found
+
+
+def _planted(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    of = {key: sum(f[key] for f in files) for key in _LOOKING_SUMS}
+    right = of["correct_beside_right_caption"] + of["correct_beside_wrong_caption"]
+    return {
+        "accuracy": _share(right, of["answers"]),
+        "mended": _share(of["mended"], of["misread"]),
+        "spoiled": _share(of["spoiled"], of["named"] - of["misread"]),
+        "num_answers": of["answers"],
         "num_misread": of["misread"],
     }
 

@@ -35,6 +35,8 @@ def page(values: Mapping[str, Any], pictures: Sequence[str]) -> str:
         _families(values),
         "## Whether reflections look",
         _looking(values["looking"], values["seeds"]),
+        "## Errors planted for reflections to find",
+        _planting(values["planting"], values["seeds"]),
         "## Attention to the image",
         _attention(values["attention"], values["seeds"]),
         "## Cost",
@@ -209,18 +211,15 @@ def _attention(attention: Mapping[str, Any], seeds: Sequence[int]) -> str:
 
 
 def _looking(looking: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f}"
-
     def cells(of: Mapping[str, Any]) -> Row:
         return (
-            share(of["captions_right"]),
-            share(of["accuracy_beside_right_caption"]),
-            share(of["accuracy_beside_wrong_caption"]),
-            f"{share(of['by_prior'])} of {of['num_misnamed']}",
-            share(of["repeated"]),
-            f"{share(of['mended'])} of {of['num_misread']}",
-            share(of["spoiled"]),
+            _share(of["captions_right"]),
+            _share(of["accuracy_beside_right_caption"]),
+            _share(of["accuracy_beside_wrong_caption"]),
+            f"{_share(of['by_prior'])} of {of['num_misnamed']}",
+            _share(of["repeated"]),
+            f"{_share(of['mended'])} of {of['num_misread']}",
+            _share(of["spoiled"]),
         )
 
     head = ("variant", "captions right", "accuracy beside those", "beside the others")
@@ -232,6 +231,29 @@ def _looking(looking: Mapping[str, Any], seeds: Sequence[int]) -> str:
         "caption. Mended: the caption has it wrong, the reflection right. Spoiled: the other way "
         "round.\n\n" + table(head, _rows(looking, seeds, cells, len(head)))
     )
+
+
+def _planting(planting: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    def cells(of: Mapping[str, Any]) -> Row:
+        lie, truth = of["planted"], of["as it is"]
+        return (
+            f"{_share(lie['mended'])} of {lie['num_misread']}",
+            f"{_share(lie['accuracy'])} of {lie['num_answers']}",
+            _share(truth["accuracy"]),
+            _share(truth["spoiled"]),
+        )
+
+    head = ("variant", "mended", "accuracy with the error", "without", "spoiled without")
+    return (
+        "Test-inverted, percent. The answer begins as the world's own response does, up to and "
+        "with the reflection's tag, with one wrong entry in its caption, from which its reasoning "
+        "follows to another answer, or without. The model goes on. Mended, spoiled: as above.\n\n"
+        + table(head, _rows(planting, seeds, cells, len(head)))
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _law(of: Mapping[str, Any] | None) -> str:
