@@ -23,6 +23,7 @@ from la_trt.api import LookAgain, make_options
 from la_trt.errors import UsageError
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import FAMILIES, Sample, WorldConfig, is_correct, sample
+from la_trt.tags import parse_tags
 from train.answering import model_options, open_model, policy_flags
 from train.command import run
 from train.looking import Looks, looks, summarise
@@ -43,8 +44,9 @@ class PlantingConfig:
     """What is asked, and with which policy the model goes on.
 
     `num_per_family` questions of each family, the split's first ones. `world`: JSON of what differs
-    from the default WorldConfig. `inject`: embed or kv. `max_tokens`: of an answer, its given
-    beginning included.
+    from the default WorldConfig. `inject`: embed or kv. `repeats`: how often the given reasoning is
+    said, so that the reflection stands farther from the image. `max_tokens`: of an answer, its
+    given beginning included.
     """
 
     split: str = "test-inverted"
@@ -52,20 +54,27 @@ class PlantingConfig:
     policy: str = "copy"
     inject: str = "embed"
     route_percent: float = 50.0
+    repeats: int = 1
     max_tokens: int = 700
     batch: int = 32
     world: str = "{}"
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.num_per_family < 1:
-            raise UsageError("batch, num_per_family: expected at least 1")
+        if min(self.batch, self.num_per_family, self.repeats) < 1:
+            raise UsageError("batch, num_per_family, repeats: expected at least 1")
         policy_flags(self.policy, self.inject, self.route_percent)
 
 
-def beginning(drawn: Sample) -> str:
-    """LookWorld's response to the sample's question, up to and with its first `<REFLECTION>`."""
+def beginning(drawn: Sample, repeats: int = 1) -> str:
+    """LookWorld's response to the sample's question, up to and with its first `<REFLECTION>`.
+
+    The body of its REASONING is said `repeats` times.
+    """
     text = drawn.response.text
-    return text[: text.index(_OPEN) + len(_OPEN)]
+    reasoning = parse_tags(text).of("REASONING")[0]
+    again = (" " + reasoning.body) * (repeats - 1)
+    end = reasoning.end - len("</REASONING>")
+    return text[:end] + again + text[end : text.index(_OPEN) + len(_OPEN)]
 
 
 def planted(config: PlantingConfig, world: WorldConfig, plant: str) -> list[Sample]:
@@ -88,7 +97,7 @@ def go_on(
 ) -> list[Looks]:
     """What the whole answers name, in the order of the samples; greedy."""
     flags = policy_flags(config.policy, config.inject, config.route_percent)
-    found: list[Looks] = []
+    encode, found = model.processor.vocabulary.encode, list[Looks]()
     for start in range(0, len(samples), config.batch):
         part = samples[start : start + config.batch]
         prompts = [model.processor(s.question.text, [s.image]) for s in part if s.image is not None]
@@ -96,7 +105,7 @@ def go_on(
             make_options(
                 **flags,
                 max_tokens=config.max_tokens,
-                forced=model.processor.vocabulary.encode(beginning(s), control=True),
+                forced=encode(beginning(s, config.repeats), control=True),
             )
             for s in part
         ]

@@ -40,6 +40,8 @@ def test_the_beginning_ends_at_the_reflection() -> None:
     text = beginning(drawn)
     assert text.endswith("</REASONING><REFLECTION>") and text.count("<REFLECTION>") == 1
     assert drawn.response.text.startswith(text)
+    body = text[text.index("<REASONING>") + len("<REASONING>") : text.index("</REASONING>")]
+    assert beginning(drawn, 3) == text.replace(body, f"{body} {body} {body}")
 
 
 def test_the_worlds_own_reflections_mend_everything() -> None:

@@ -83,7 +83,8 @@ class PlanConfig:
     `world`: of the main comparison, what differs from the default; also of BRPO's questions and
     of the answers to learn from. `dials`: other values of one field of it each; for each, and for
     `world` itself, text-only and COPY are trained on LookWorld's own responses. `mixes`: by name,
-    fields of the world that change these responses and no question. `sizes`: names of further
+    fields of the world that change these responses and no question; `planting_repeats`: how often
+    the reasoning before a planted error's reflection is said, for these. `sizes`: names of further
     cold-start checkpoints, of other sizes, given as inputs `start-NAME`. `scale` multiplies every
     budget, for a trial.
     """
@@ -96,6 +97,7 @@ class PlanConfig:
     num_per_family: int = 100
     attention_per_family: int = 10
     planting_per_family: int = 30
+    planting_repeats: tuple[int, ...] = (1, 4)
     world: Mapping[str, Any] = field(default_factory=lambda: dict(WORLD))
     dials: Mapping[str, tuple[float, ...]] = field(
         default_factory=lambda: {
@@ -189,8 +191,9 @@ def looking_name(variant: str, seed: int, dial: str = "") -> str:
     return eval_name(variant, seed, INVERTED, dial).replace("eval-", "looking-", 1)
 
 
-def planting_name(variant: str, seed: int, dial: str = "") -> str:
+def planting_name(variant: str, seed: int, dial: str = "", repeats: int = 1) -> str:
     """The name of the stage that plants errors for a variant's reflections to find."""
+    dial += f"-x{repeats}" if repeats > 1 else ""
     return eval_name(variant, seed, INVERTED, dial).replace("eval-", "planting-", 1)
 
 
@@ -343,22 +346,28 @@ def _looking(variant: Variant, seed: int, dial: str = "") -> Stage:
 
 
 def _planting(
-    config: PlanConfig, variant: Variant, seed: int, ckpt: str | None = None, dial: str = ""
+    config: PlanConfig,
+    variant: Variant,
+    seed: int,
+    ckpt: str | None = None,
+    dial: str = "",
+    repeats: int = 1,
 ) -> Stage:
     num = config.scaled(config.planting_per_family)
     return Stage(
-        name=planting_name(variant.name, seed, dial),
-        kind="planting",
+        name=planting_name(variant.name, seed, dial, repeats),
+        kind=f"planting-x{repeats}" if repeats > 1 else "planting",
         module="train.planting",
         arguments=(
             *(*_asked(ckpt or checkpoint(variant, seed)), "--output", "{out}/planting.json"),
-            *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
+            *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS * repeats)),
             *("--num-per-family", str(num), *_policy_flags(variant)),
+            *(("--repeats", str(repeats)) if repeats > 1 else ()),
             *(("--world", json.dumps(dict(config.world))) if config.world else ()),
         ),
         result="planting.json",
         keep=("planting.json",),
-        minutes=(10 * num * 2 * _ANSWER_S + _START_S) / 60,
+        minutes=(10 * num * 2 * repeats * _ANSWER_S + _START_S) / 60,
     )
 
 
@@ -434,8 +443,9 @@ def _dial_stages(config: PlanConfig, seed: int, points: Sequence[Point]) -> Iter
                 dial=point.label,
             )
             yield _looking(variant, seed, point.label)
-            if point.mix:
-                yield _planting(config, variant, seed, f"{{{sft}}}/checkpoint", point.label)
+            for repeats in config.planting_repeats if point.mix else ():
+                ckpt = f"{{{sft}}}/checkpoint"
+                yield _planting(config, variant, seed, ckpt, point.label, repeats)
 
 
 def _heatmap(policy: str, seed: int) -> Stage:

@@ -263,11 +263,16 @@ def _looking(runner: Runner, config: PlanConfig, variant: str, dial: str) -> dic
 
 def _plantings(runner: Runner, config: PlanConfig) -> dict[str, Any]:
     """What became of planted errors, by variant, then by mix; shares over the seeds there are."""
-    wanted = [(name, name, "") for name in MAIN]
-    wanted += [(f"{name}, {mix}", name, mix) for mix in config.mixes for name in DIALLED]
+    wanted = [(name, name, "", 1) for name in MAIN]
+    wanted += [
+        (f"{name}, {mix}" + (f", reasoning {n} times" if n > 1 else ""), name, mix, n)
+        for mix in config.mixes
+        for n in config.planting_repeats
+        for name in DIALLED
+    ]
     found = {}
-    for label, variant, dial in wanted:
-        names = {seed: planting_name(variant, seed, dial) for seed in config.seeds}
+    for label, variant, dial, repeats in wanted:
+        names = {seed: planting_name(variant, seed, dial, repeats) for seed in config.seeds}
         there = _by_seed(runner, names)
         if there:
             lies, truths = ([f[plant] for f in there.values()] for plant in PLANTS)
