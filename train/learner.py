@@ -45,7 +45,7 @@ class Learner(nn.Module):
             pixels_PD = pixels_PD.new_zeros((merge**2, pixels_PD.shape[1]))
             grid_N3 = torch.tensor([[1, merge, merge]])
         with torch.set_grad_enabled(self.train_vision and torch.is_grad_enabled()):
-            visual_ME = self.vlm.vision(pixels_PD, grid_N3)
+            visual_ME: Tensor = self.vlm.vision(pixels_PD, grid_N3)
             return visual_ME if num else visual_ME[:0].clone()
 
     def masses(self, batch: Batch, query: MassQuery, visual_ME: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ class Learner(nn.Module):
             embeds_BSE, batch.position_ids_3BS, kv_copies=batch.copies, mass=query
         )
         assert output.mass_LBQN is not None
-        return output.mass_LBQN.mean(0)
+        mean_BQN: Tensor = output.mass_LBQN.mean(0)
+        return mean_BQN
 
     def log_probs(self, batch: Batch, visual_ME: Tensor) -> Tensor:
         """(N,) log-probabilities of the batch's targets, in at least float32, sequence by

@@ -31,7 +31,8 @@ def _backend() -> str:
 def join_alone() -> None:
     """Nothing; this process is a group of one, for code that asks for a group."""
     if not dist.is_initialized():
-        dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
+        alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+        dist.init_process_group(_backend(), store=alone, rank=0, world_size=1)
 
 
 def wait_for_all() -> None:

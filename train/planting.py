@@ -33,7 +33,7 @@ from train.rows import read_world
 
 _OPEN = "<REFLECTION>"
 # What is planted, as fields of the world: an error in every caption that can hold one, or in none.
-PLANTS = {
+PLANTS: Mapping[str, Mapping[str, Any]] = {
     "planted": {"error_rate": 1.0, "caption_error_frac": 1.0},
     "as it is": {"error_rate": 0.0},
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -123,7 +123,11 @@ def bundle_engine(model: QwenVL, config: RolloutConfig, ckpt: Path) -> Engine:
     As many threads as PyTorch has.
     """
     max_len = min(config.max_length, model.config.text.max_position_embeddings)
-    options = {"threads": torch.get_num_threads(), "max_batch": config.batch, "max_len": max_len}
+    options: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "max_batch": config.batch,
+        "max_len": max_len,
+    }
     with TemporaryDirectory(prefix="rollout-") as scratch:
         exported, bundle = Path(scratch, "ckpt"), Path(scratch, "bundle")
         save_pretrained(model, exported, dtype=torch.float32, companions=ckpt)

@@ -32,7 +32,7 @@ from train.planting import PLANTS
 
 METRICS = ("accuracy", "CHAIRi", "CHAIRs", "recall")
 BASELINE = "text-only"
-_LOOKING_SUMS = ("answers", "captions_right", "correct_beside_right_caption")
+_LOOKING_SUMS: tuple[str, ...] = ("answers", "captions_right", "correct_beside_right_caption")
 _LOOKING_SUMS += ("correct_beside_wrong_caption", "named", "repeated", "misread", "mended")
 _LOOKING_SUMS += ("spoiled", "misnamed", "by_prior")
 Report = Mapping[str, Any]

@@ -222,8 +222,10 @@ def _looking(looking: Mapping[str, Any], seeds: Sequence[int]) -> str:
             _share(of["spoiled"]),
         )
 
-    head = ("variant", "captions right", "accuracy beside those", "beside the others")
-    head += ("misnamed by the prior", "repeated", "mended", "spoiled")
+    head = (
+        *("variant", "captions right", "accuracy beside those", "beside the others"),
+        *("misnamed by the prior", "repeated", "mended", "spoiled"),
+    )
     return (
         "Test-inverted, percent. Misnamed by the prior: of the objects whose colour or shape the "
         "caption has wrong, those that it gives their shape's usual colour. Every object that a "
