@@ -37,13 +37,12 @@ from train.validate import quick_scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
-    """Cold-start SFT. In its first `short_steps` steps sequences leave their reflection out, which
+    """Cold-start SFT. In its first `short_steps` steps sequences end before `<REFLECTION>`, which
     makes them half as long: most of what there is to learn comes before it.
 
     `dense`: weight of the labels for visual tokens; `caption_weight`: of a caption's tokens.
     `reattention`: none or copy (embed).
-    `error_rate`: of reasonings that err until the reflection, `caption_error_frac` of these from
-    the caption on. Without `train_tower` the vision
+    `error_rate`: of reasonings that err until the reflection. Without `train_tower` the vision
     tower stays as it is. Without `pictures` the decoder alone learns to reason from captions that
     are given: no image, no copies, and captions should weigh 0.
     """
@@ -61,7 +60,6 @@ class SftConfig:
     caption_weight: float = 0.3
     reasoning_length: int = 3
     error_rate: float = 0.25
-    caption_error_frac: float = 0.2
     train_tower: bool = True
     pictures: bool = True
     reattention: str = "copy"
@@ -80,17 +78,14 @@ FAMILY_WEIGHTS = {
 }
 
 
-def training_world(
-    reasoning_length: int = 3, error_rate: float = 0.25, caption_error_frac: float = 0.2
-) -> WorldConfig:
-    """The default world, with some families asked more often and such responses."""
+def training_world(reasoning_length: int = 3, error_rate: float = 0.25) -> WorldConfig:
+    """The default world, with some families asked more often and reasoning of that length."""
     weights = tuple(FAMILY_WEIGHTS.get(family, 1.0) for family in FAMILIES)
     return replace(
         WorldConfig(),
         family_weights=weights,
         reasoning_length=reasoning_length,
         error_rate=error_rate,
-        caption_error_frac=caption_error_frac,
     )
 
 
@@ -176,9 +171,7 @@ class Trainer:
     def batches(self) -> Any:
         """Batches from the present step on, of the present phase."""
         config = self.config
-        world = training_world(
-            config.reasoning_length, config.error_rate, config.caption_error_frac
-        )
+        world = training_world(config.reasoning_length, config.error_rate)
         return loader(
             QuestionBatches(
                 self.vocabulary,

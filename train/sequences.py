@@ -104,8 +104,7 @@ def branch_tokens(
     """The branch of one question from position `start` on.
 
     Copies of all rows x cols visual tokens stand before each `<REFLECTION>` with `copy`.
-    Without `reflect` what stands between the first one, which is learned still, and the CONCLUSION
-    is left out; a response with spans, whose conclusion follows from its reflection, ends there.
+    Without `reflect` the branch ends before the first one, which is its last target.
     """
     asked = vocabulary.encode(question)
     turn = vocabulary.encode("<|im_end|>\n<|im_start|>assistant\n", control=True)
@@ -117,8 +116,6 @@ def branch_tokens(
     pad, num = vocabulary.controls["<|image_pad|>"], rows * cols
     opened, closed = vocabulary.controls["<CAPTION>"], vocabulary.controls["</CAPTION>"]
     inside, caption = 0, list[int]()
-    concluded = vocabulary.controls["<CONCLUSION>"]
-    skipping = False
     ids: list[int] = []
     visual: list[int] = []
     targets: list[int] = []
@@ -126,10 +123,9 @@ def branch_tokens(
     position = start
     for i, token in enumerate(texts[:-1]):
         if token == reflection and i >= known:
-            if not reflect and spans:
+            if not reflect:
                 break
-            skipping = not reflect
-            if reattention == "copy" and reflect:
+            if reattention == "copy":
                 where, position = injection_positions(
                     (1, 2 * rows, 2 * cols), 2, position, np.arange(num)
                 )
@@ -138,9 +134,6 @@ def branch_tokens(
                 targets += [IGNORE] * num
                 caption += [0] * num
                 positions.append(where)
-        skipping = skipping and token != concluded
-        if skipping:
-            continue
         inside = 1 if token == opened else 0 if token == closed else inside
         caption.append(inside)
         ids.append(token)

@@ -21,21 +21,20 @@ from train.parallel import join
 from train.precision import keep_heap
 from train.pretrain import PretrainConfig, pretrain
 
-PRETRAIN = PretrainConfig(steps=2000, save_every=60)
+PRETRAIN = PretrainConfig(steps=900, save_every=60)
 _ALL = SftConfig(lr=1.5e-3, scenes=12, decay_frac=0.0, error_rate=0.0, num_validation=0)
 # Each stage goes on where the one before stopped; `steps` counts from the first. The decoder
 # learns to reason from written captions, then to read them off the picture, then to look again.
 STAGES = (
     replace(_ALL, steps=1000, short_steps=1000, questions=4, pictures=False, caption_weight=0.0),
-    replace(_ALL, steps=2000, short_steps=2000, questions=4, train_tower=False, caption_weight=1.0),
+    replace(_ALL, steps=1750, short_steps=1750, questions=4, train_tower=False, caption_weight=1.0),
     replace(
         _ALL,
-        steps=2800,
-        short_steps=2000,
+        steps=2400,
+        short_steps=1750,
         questions=3,
         caption_weight=0.5,
         error_rate=0.25,
-        caption_error_frac=0.5,
         decay_frac=0.2,
     ),
 )
