@@ -55,17 +55,17 @@ def prompt(context: int, seed: int) -> list[int]:
     return [int(i) for i in rng.integers(1000, NUM_PLAIN_TOKENS - 1000, context)]
 
 
-def check(worker: Worker, top: list[int] | None, bits: int) -> str:
+def check(worker: Worker, top: list[int] | None, bits: int, *, ours: bool) -> str:
     """How the check went; raises NotAvailable where the engine's answers are wrong.
 
-    The same prompt must give the same first token twice; later ones may part where an engine does
-    not repeat itself to the last bit, since random weights decide by little, and it is said. Nor do
+    The same prompt must give the same answer twice, a peer's the same first token: where a peer does
+    not repeat itself to the last bit, random weights decide by little, and it is said. Nor do
     random weights survive rounding to 4 bits: there the first token is named, so that engines
     which round alike can be compared, and not held against bf16.
     """
     ids = prompt(CHECK_IDS, 0)
     first, second = (worker.ask(ids=ids, decode=CHECK_DECODE)["tokens"] for _ in range(2))
-    if first[0] != second[0]:
+    if first[0] != second[0] or (ours and first != second):
         raise NotAvailable(f"the same prompt gave {first}, then {second}")
     same = next((k for k, (a, b) in enumerate(zip(first, second, strict=True)) if a != b), None)
     said = "same answer twice" if same is None else f"one prompt's answers part at token {same + 1}"
@@ -141,7 +141,7 @@ def record_of(name: str, work: Path, threads: int, rounds: int, decode: int) -> 
         if name == REFERENCE:
             top = worker.ask(ids=prompt(CHECK_IDS, 0), top=CHECK_TOP)["top"]
             reference.write_text(json.dumps(top))
-        record["check"] = check(worker, top, bits)
+        record["check"] = check(worker, top, bits, ours=name in OURS)
         record["runs"] = measure(worker, rounds, decode)
         if name in OURS:
             record["alone"] = ours_alone(worker, rounds, decode)
