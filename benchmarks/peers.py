@@ -58,8 +58,8 @@ def prompt(context: int, seed: int) -> list[int]:
 def check(worker: Worker, top: list[int] | None, bits: int, *, ours: bool) -> str:
     """How the check went; raises NotAvailable where the engine's answers are wrong.
 
-    The same prompt must give the same answer twice, a peer's the same first token: where a peer does
-    not repeat itself to the last bit, random weights decide by little, and it is said. Nor do
+    The same prompt must give the same answer twice, or a peer's the same first token: where a peer
+    does not repeat itself to the last bit, random weights decide by little, and it is said. Nor do
     random weights survive rounding to 4 bits: there the first token is named, so that engines
     which round alike can be compared, and not held against bf16.
     """

@@ -29,7 +29,7 @@ from train.answering import model_options, open_model, policy_flags
 from train.command import run
 from train.options import config_options
 from train.progress import RunLog
-from train.rows import read_world
+from train.rows import world_of_json
 
 WINDOW = 20  # generated tokens right after a reflection has opened
 
@@ -181,7 +181,7 @@ def measure(
     progress: Callable[[int, str], None] | None = None,
 ) -> list[Look]:
     """The looks of all questions of the config, in order."""
-    world = read_world(json.loads(config.world))
+    world = world_of_json(config.world)
     samples = questions(
         EvalConfig(split=config.split, num_per_family=config.num_per_family, world=world)
     )

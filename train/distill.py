@@ -22,7 +22,7 @@ from typing import Any, Literal
 import click
 
 from la_trt.api import make_options
-from la_trt.errors import InputError, UsageError
+from la_trt.errors import UsageError
 from la_trt.events import Result
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import FAMILIES, WorldConfig
@@ -37,7 +37,7 @@ from train.lookworld_rules import lookworld_verifiers
 from train.options import config_options
 from train.progress import RunLog
 from train.reflections import load_callable
-from train.rows import read_world
+from train.rows import world_of_json
 from train.tasks import SEED_STRIDE
 from train.verifiers import CallableVerifier, Rules, Verifier, judge
 
@@ -87,10 +87,7 @@ class DistillConfig:
     @property
     def world_config(self) -> WorldConfig:
         """The world of LookWorld's questions."""
-        try:
-            return read_world(json.loads(self.world))
-        except (json.JSONDecodeError, InputError) as error:
-            raise UsageError(f'world: {error}\nexpected JSON like {{"clutter": 0.5}}') from None
+        return world_of_json(self.world)
 
     @property
     def rules(self) -> Rules:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
@@ -10,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from la_trt.errors import InputError, LookAgainError
+from la_trt.errors import InputError, LookAgainError, UsageError
 from la_trt.files.strict_json import parse_json, show
 from la_trt.limits import Limits
 from la_trt.lookworld import FAMILIES, SPLIT_SEEDS, Sample, WorldConfig, sample
@@ -281,6 +282,14 @@ def read_world(raw: object) -> WorldConfig:
             raise RowError("lookworld", f"world.{key}: expected {wanted.__name__}")
         values[key] = made
     return WorldConfig(**values)
+
+
+def world_of_json(text: str) -> WorldConfig:
+    """The world of an option, JSON of what differs from the default. Raises UsageError."""
+    try:
+        return read_world(json.loads(text))
+    except (json.JSONDecodeError, InputError) as error:
+        raise UsageError(f'world: {error}\nexpected JSON like {{"clutter": 0.5}}') from None
 
 
 def _tuples(value: object) -> Any:

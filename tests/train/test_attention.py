@@ -115,5 +115,6 @@ def test_command(tmp_path: Path) -> None:
     assert found["curve"]["injected"] == [16.0 * k for k in range(1, 9)]
     assert found["lengths"] == [8] * 10
     assert run(main, arguments[2:]) == 2
+    assert run(main, [*arguments, "--world", "{clutter"]) == 2
     with pytest.raises(UsageError, match="inject"):
         AttentionConfig(inject="paste")

@@ -68,6 +68,7 @@ def test_command(tmp_path: Path) -> None:
     assert found["planted"]["captions_right"] == 0
     assert found["as it is"]["captions_right"] == found["as it is"]["answers"]
     assert run(main, arguments[2:]) == 2
+    assert run(main, [*arguments, "--world", "{clutter"]) == 2
 
 
 def test_flags_without_effect_are_left_out() -> None:

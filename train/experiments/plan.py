@@ -231,7 +231,7 @@ def _training(config: PlanConfig, seed: int) -> Iterator[Stage]:
                 *(*_asked(ckpt), "--output", "{out}/answers.jsonl", "--num", str(answers)),
                 *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
                 *("--seed", str(seed), "--first", str(seed * 100_000)),
-                *(("--world", json.dumps(dict(config.world))) if config.world else ()),
+                *_world_flag(config),
             ),
             result="answers.jsonl.summary.json",
             keep=("answers.jsonl.summary.json",),
@@ -291,6 +291,11 @@ def _sft(
         keep=("sft.jsonl",) if "--data" in source else (),
         minutes=(steps * _SFT_STEP_S[reattention, inject] + _START_S) / 60,
     )
+
+
+def _world_flag(config: PlanConfig) -> tuple[str, ...]:
+    """The main comparison's world, for commands that take it as JSON."""
+    return ("--world", json.dumps(dict(config.world))) if config.world else ()
 
 
 def _policy_flags(variant: Variant) -> tuple[str, ...]:
@@ -363,7 +368,7 @@ def _planting(
             *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS * repeats)),
             *("--num-per-family", str(num), *_policy_flags(variant)),
             *(("--repeats", str(repeats)) if repeats > 1 else ()),
-            *(("--world", json.dumps(dict(config.world))) if config.world else ()),
+            *_world_flag(config),
         ),
         result="planting.json",
         keep=("planting.json",),
@@ -382,7 +387,7 @@ def _attention(config: PlanConfig, variant: Variant, seed: int) -> Stage:
             *("--batch", str(_BATCH), "--max-tokens", str(_MAX_TOKENS)),
             *("--num-per-family", str(num), "--min-answers", str(min(10, max(1, 10 * num // 4)))),
             *_policy_flags(variant),
-            *(("--world", json.dumps(dict(config.world))) if config.world else ()),
+            *_world_flag(config),
         ),
         result="attention.json",
         keep=("attention.json",),
