@@ -48,7 +48,7 @@ def errors(got: Any, expected: Any) -> tuple[float, float]:
     return float(logits), float(masses)
 
 
-@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "amx"])
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
 def test_every_level_and_format(isa: str, weights: Format, tmp_path: Path) -> None:
     """Against torch on the very weights that the packed form stands for.

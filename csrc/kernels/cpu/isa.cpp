@@ -2,10 +2,34 @@
 
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace latrt {
+namespace {
+
+// The operating system gives the tile registers to processes that ask; a virtual machine may show
+// a processor that has them and refuse.
+bool tiles_granted() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;
+    unsigned eax, ebx, ecx, edx;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+    if ((edx & kTiles) == 0 || (edx & kInt8) == 0) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+}  // namespace
 
 const char* isa_name(Isa isa) {
-    constexpr const char* kNames[kNumIsas] = {"plain", "avx2", "avx512"};
+    constexpr const char* kNames[kNumIsas] = {"plain", "avx2", "avx512", "amx"};
     return kNames[static_cast<int>(isa)];
 }
 
@@ -26,9 +50,12 @@ bool cpu_has(Isa isa) {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c");
     if (isa == Isa::avx2) return avx2;
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    if (isa == Isa::avx512) return avx512;
+    static const bool tiles = tiles_granted();
+    return avx512 && tiles;
 #else
     return false;
 #endif

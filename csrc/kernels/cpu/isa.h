@@ -4,12 +4,12 @@
 namespace latrt {
 
 // Ordered: a higher level needs everything that a lower one needs, and is faster.
-// `avx512` is F, BW, DQ, VL and VNNI; `avx2` comes with FMA and F16C. There is no AMX level yet.
-enum class Isa : int { plain = 0, avx2 = 1, avx512 = 2 };
+// `avx2` comes with FMA and F16C; `avx512` is F, BW, DQ, VL and VNNI; `amx` is its tiles of int8.
+enum class Isa : int { plain = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
-inline constexpr int kNumIsas = 3;
+inline constexpr int kNumIsas = 4;
 
-// "plain", "avx2" or "avx512".
+// "plain", "avx2", "avx512" or "amx".
 const char* isa_name(Isa isa);
 
 // The level of that name in `isa`; false for an unknown name.

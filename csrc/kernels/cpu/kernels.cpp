@@ -12,10 +12,18 @@ const Kernels& table();
 namespace avx512 {
 const Kernels& table();
 }
+#if defined(LATRT_AMX)
+namespace amx {
+const Kernels& table();
+}
+#endif
 #endif
 
 const Kernels* find_kernels(Isa isa) {
     if (!cpu_has(isa)) return nullptr;
+#if defined(LATRT_AMX)
+    if (isa == Isa::amx) return &amx::table();
+#endif
 #if defined(LATRT_X86)
     if (isa == Isa::avx512) return &avx512::table();
     if (isa == Isa::avx2) return &avx2::table();
