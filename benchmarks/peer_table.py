@@ -57,6 +57,14 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {"benchmark": "peers", "engines": engines, "missing": missing}
 
 
+def _mass(entry: dict[str, Any]) -> str:
+    text = f"{100 * entry['mass_overhead_frac']:+.1f} %"
+    if "mass_overhead_95" not in entry:
+        return text
+    low, high = entry["mass_overhead_95"]
+    return f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def to_table(result: dict[str, Any]) -> str:
     """Markdown: a row for each engine and context, then what is ours alone, then who is missing."""
     lines = [
@@ -81,7 +89,7 @@ def to_table(result: dict[str, Any]) -> str:
             lines.append(
                 f"- {name}: {100 * entry['bandwidth_frac']:.0f} % of the read bandwidth beside it "
                 f"({entry['read_gb_s']:.1f} GB/s, median); mass "
-                f"{100 * entry['mass_overhead_frac']:+.1f} % of a step; `kv` re-injection of 256 "
+                f"{_mass(entry)} of a step; `kv` re-injection of 256 "
                 f"tokens {entry['kv_reinject_steps']:.3f} steps; batch 8 has "
                 f"{entry['batch8_gain']:.2f} times the throughput of batch 1"
             )

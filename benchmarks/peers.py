@@ -14,6 +14,7 @@ with one JSON line.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ from benchmarks.report import describe_machine, write_results
 OURS = {"la-trt int4": 4, "la-trt int8": 8}
 CONTEXTS = (512, 2048)
 CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4
-REINJECT, BATCH, BATCH_STEPS, MASS_STEPS = 256, 8, 12, 64
+REINJECT, BATCH, BATCH_STEPS, MASS_STEPS = 256, 8, 12, 512
 REFERENCE = "transformers bf16"
 
 
@@ -95,6 +96,13 @@ def measure(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
     return runs
 
 
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Where the median lies with 95 % confidence, by order statistics (normal approximation)."""
+    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
+    low, high = math.floor(len(values) / 2 - half), math.ceil(len(values) / 2 + half)
+    return ordered[max(low, 0)], ordered[min(high, len(values) - 1)]
+
+
 def ours_alone(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
     """What the mass, a batch and a re-injection cost, each beside plain steps."""
     ids = prompt(CONTEXTS[0], 0)
@@ -108,6 +116,7 @@ def ours_alone(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
     reinject = statistics.median(worker.ask(ids=ids, reinject=REINJECT)["reinject_s"])
     return {
         "mass_overhead_frac": statistics.median(mass),
+        "mass_overhead_95": median_interval(mass),
         "batch8_gain": statistics.median(gain),
         "kv_reinject_steps": reinject / statistics.median(plain),
     }
