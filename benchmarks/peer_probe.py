@@ -16,16 +16,14 @@ def machine_peaks(threads: int) -> dict[str, float]:
 
     Dot products of vectors, or of AMX tiles where the processor has them.
     """
-    binary = _BUILD / "latrt_bench"
-    if not binary.exists():
-        configure = ["cmake", "-S", ".", "-B", str(_BUILD)]
-        build = ["cmake", "--build", str(_BUILD), "--target", "latrt_bench"]
-        for command in (configure, build):
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if done.returncode:
-                raise NotAvailable(f"the probe was not built: {done.stderr[-300:]}")
+    configure = ["cmake", "-S", ".", "-B", str(_BUILD)]
+    build = ["cmake", "--build", str(_BUILD), "--target", "latrt_bench"]
+    for command in (configure, build):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise NotAvailable(f"the probe was not built: {done.stderr[-300:]}")
     done = subprocess.run(
-        [str(binary), "1", str(threads), "huge", "peaks"],
+        [str(_BUILD / "latrt_bench"), "1", str(threads), "huge", "peaks"],
         capture_output=True,
         text=True,
         check=True,

@@ -16,7 +16,13 @@ constexpr char kWeights[] = "native.safetensors", kImagePad[] = "<|image_pad|>";
 
 const Kernels* kernels_named(const std::string& name) {
     Isa isa;
-    if (name == "auto" || name.empty()) return &best_kernels();
+    if (name == "auto" || name.empty()) {
+        try {
+            return &best_kernels();
+        } catch (const std::invalid_argument& error) {
+            throw Error(Status::usage, "E_USAGE", error.what());
+        }
+    }
     const Kernels* found = parse_isa(name.c_str(), isa) ? find_kernels(isa) : nullptr;
     if (!found) {
         throw Error(Status::usage, "E_USAGE",

@@ -1,3 +1,6 @@
+#include <cstdlib>
+#include <stdexcept>
+
 #include "kernels/cpu/reference.h"
 #include "tests/pack.h"
 
@@ -134,6 +137,23 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
             for (float value : y) CHECK(value == float((sign < 0 ? -8 : 7) * 127 * k));
         }
     }
+}
+
+TEST(isa_is_capped_by_the_environment) {
+    setenv("LATRT_ISA", "avx2", 1);
+    CHECK(int(best_kernels().isa) <= int(Isa::avx2));
+    setenv("LATRT_ISA", "plain", 1);
+    CHECK(best_kernels().isa == Isa::plain);
+    setenv("LATRT_ISA", "sse9", 1);
+    bool refused = false;
+    try {
+        best_kernels();
+    } catch (const std::invalid_argument&) {
+        refused = true;
+    }
+    CHECK(refused);
+    unsetenv("LATRT_ISA");
+    CHECK(&best_kernels() == test::levels().back());
 }
 
 TEST(linear_quantise_rounds_to_the_nearest_code) {

@@ -91,4 +91,5 @@ TEST(isa_names_are_read_back) {
     CHECK(!latrt::parse_isa("sse9", isa) && isa == Isa::avx2);
     CHECK(latrt::cpu_has(Isa::plain));
     CHECK(!latrt::cpu_has(Isa::avx512) || latrt::cpu_has(Isa::avx2));
+    CHECK(!latrt::cpu_has(Isa::amx) || latrt::cpu_has(Isa::avx512));
 }

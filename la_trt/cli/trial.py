@@ -111,8 +111,9 @@ def _run(name: str, open_model: Callable[[Path], LookAgain]) -> tuple[Check, Ans
             detail = f"{type(error).__name__}: {_one_line(error)}"
             return Check(name=name, status="failed", detail=detail), None
     limits = model.engine.limits
+    level = f" ({limits.details['isa']})" if "isa" in limits.details else ""
     detail = (
-        f"ran on {limits.device} in {limits.dtype}: ready in {loaded - started:.1f} s, "
+        f"ran on {limits.device}{level} in {limits.dtype}: ready in {loaded - started:.1f} s, "
         f"{len(result)} tokens in {ran - loaded:.2f} s"
     )
     return Check(name=name, status="ok", detail=detail), result

@@ -46,6 +46,18 @@ def load_module() -> Any:
         ) from None
 
 
+def _level(module: Any, isa: str) -> str:
+    """The level of that name, `auto` resolved. Raises UsageError."""
+    if isa != "auto":
+        if isa not in module.levels():
+            raise UsageError(f"isa: expected auto or one of {module.levels()}, got {isa!r}")
+        return isa
+    try:
+        return str(module.best_level())
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def is_native(bundle: Bundle) -> bool:
     """Whether the compiled kernels are installed and the bundle has weights for them."""
     return find_spec("la_trt._native") is not None and WEIGHTS in bundle
@@ -55,7 +67,8 @@ class NativeEngine:
     """An `Engine` on compiled CPU kernels. Results do not depend on `threads`.
 
     `threads`: all that the process may use by default. `isa`: an instruction set level by name
-    (`la_trt._native.levels()`), by default the best of this processor. `kv_dtype`: of the KV
+    (`la_trt._native.levels()`), by default the best of this processor, no higher than the
+    environment variable LATRT_ISA names. `kv_dtype`: of the KV
     cache; int8 has one scale for each key and one for each value. `max_len`: KV positions of a
     slot, at most the bundle's; memory is touched only as
     slots fill. Weights stay in the mapped file, shared by all processes that open it.
@@ -74,8 +87,7 @@ class NativeEngine:
         module = load_module()
         self._config = config = bundle.config
         self._slots = SlotTable.of_bundle(bundle.limits.max_model_len, max_batch, max_len)
-        if isa not in ("auto", *module.levels()):
-            raise UsageError(f"isa: expected auto or one of {module.levels()}, got {isa!r}")
+        isa = _level(module, isa)
         if kv_dtype not in KV_DTYPES:
             raise UsageError(f"kv_dtype: expected one of {KV_DTYPES}, got {kv_dtype!r}")
         threads = module.allowed_threads() if threads is None else threads
@@ -93,7 +105,7 @@ class NativeEngine:
             max_batch=max_batch,
             max_len=self._slots.max_len,
             details={
-                "isa": module.best_level() if isa == "auto" else isa,
+                "isa": isa,
                 "threads": str(threads),
                 "kv_dtype": kv_dtype,
             },

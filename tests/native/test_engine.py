@@ -148,6 +148,17 @@ def test_long_prefill_runs_in_pieces(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
 
 
+def test_the_environment_caps_the_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = native_bundle(random_model(0), tmp_path)
+    assert NativeEngine(bundle).limits.details["isa"] == load_module().levels()[-1]
+    monkeypatch.setenv("LATRT_ISA", "plain")
+    assert NativeEngine(bundle).limits.details["isa"] == "plain"
+    assert NativeEngine(bundle, isa="auto").limits.details["isa"] == "plain"
+    monkeypatch.setenv("LATRT_ISA", "sse9")
+    with pytest.raises(UsageError, match=r"LATRT_ISA: expected .*, got 'sse9'"):
+        NativeEngine(bundle)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model = random_model(0)
     bundle = native_bundle(model, tmp_path)

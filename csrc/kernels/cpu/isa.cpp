@@ -53,9 +53,9 @@ bool cpu_has(Isa isa) {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-    if (isa == Isa::avx512) return avx512;
-    static const bool tiles = tiles_granted();
-    return avx512 && tiles;
+    if (isa == Isa::avx512 || !avx512) return avx512;
+    static const bool granted = tiles_granted();
+    return granted;
 #else
     return false;
 #endif

@@ -15,7 +15,8 @@ const char* isa_name(Isa isa);
 // The level of that name in `isa`; false for an unknown name.
 bool parse_isa(const char* name, Isa& isa);
 
-// Whether this processor and its operating system run the level.
+// Whether this processor and its operating system run the level. Asking for `amx` asks Linux for
+// the tile registers, for the whole process: its signal stacks must be larger from then on.
 bool cpu_has(Isa isa);
 
 }  // namespace latrt

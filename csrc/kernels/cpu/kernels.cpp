@@ -1,5 +1,9 @@
 #include "kernels/cpu/kernels.h"
 
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
 namespace latrt {
 
 namespace plain {
@@ -32,7 +36,13 @@ const Kernels* find_kernels(Isa isa) {
 }
 
 const Kernels& best_kernels() {
-    for (int i = kNumIsas - 1; i > 0; --i) {
+    Isa highest = static_cast<Isa>(kNumIsas - 1);
+    const char* name = std::getenv("LATRT_ISA");
+    if (name != nullptr && !parse_isa(name, highest)) {
+        throw std::invalid_argument("LATRT_ISA: expected plain, avx2, avx512 or amx, got '" +
+                                    std::string(name).substr(0, 40) + "'");
+    }
+    for (int i = static_cast<int>(highest); i > 0; --i) {
         if (const Kernels* kernels = find_kernels(static_cast<Isa>(i))) return *kernels;
     }
     return plain::table();

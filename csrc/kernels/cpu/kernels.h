@@ -26,7 +26,8 @@ struct Kernels {
 // The table of a level; null where this build or this processor lacks it.
 const Kernels* find_kernels(Isa isa);
 
-// The highest level there is here.
+// The highest level there is here, no higher than the one that the environment variable LATRT_ISA
+// names. Throws std::invalid_argument where that names none.
 const Kernels& best_kernels();
 
 }  // namespace latrt

@@ -48,6 +48,7 @@ inline void store_tile(void* to, int64_t stride) {
 // sums[m][n] += rows[m][4 k .. 4 k + 3] . columns[k][4 n .. 4 n + 3], summed over k; signed bytes.
 template <int kSums, int kRows, int kColumns>
 inline void dot_tiles() {
+    static_assert(kSums != kRows && kSums != kColumns && kRows != kColumns);
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kColumns));
 }
 
@@ -69,6 +70,8 @@ inline TileRegister& shaped_tile(int tile) {
 }
 inline void use_tiles(const TileShapes& shapes) {
     expect_tile(shapes.palette == 1 && shapes.start_row == 0);
+    for (uint8_t byte : shapes.reserved) expect_tile(byte == 0);
+    for (int i = 8; i < 16; ++i) expect_tile(shapes.rows[i] == 0 && shapes.bytes[i] == 0);
     for (int i = 0; i < 8; ++i) {
         expect_tile(shapes.rows[i] <= 16 && shapes.bytes[i] <= 64);
         expect_tile((shapes.rows[i] == 0) == (shapes.bytes[i] == 0));
@@ -100,6 +103,7 @@ inline void store_tile(void* to, int64_t stride) {
 }
 template <int kSums, int kRows, int kColumns>
 inline void dot_tiles() {
+    static_assert(kSums != kRows && kSums != kColumns && kRows != kColumns);
     TileRegister& sums = shaped_tile(kSums);
     const TileRegister &rows = shaped_tile(kRows), &columns = shaped_tile(kColumns);
     expect_tile(sums.rows == rows.rows && sums.bytes == columns.bytes);
