@@ -295,7 +295,8 @@ def dials_of_text(text: str) -> dict[str, Any]:
         dials = json.loads(text) if is_object else {name.strip(): json.loads(value)}
     except ValueError:
         raise UsageError(
-            f'world: got {show(text)}\nexpected clutter=0.5, or JSON like {{"clutter": 0.5}}'
+            f"world: got {show(text)}\nexpected name=value, the value JSON, as clutter=0.5, "
+            "or a JSON object"
         ) from None
     known = [f.name for f in fields(WorldConfig)]
     for unknown in [name for name in dials if name not in known]:
