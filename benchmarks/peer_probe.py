@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
+from pathlib import Path
 
 from benchmarks.peer_engines import ROOT, NotAvailable
 
@@ -11,19 +13,25 @@ _BUILD = ROOT / "build" / "csrc"
 _RATE = re.compile(r"(plain read|dot products|tile products)\s+([\d.]+) \(\s*([\d.]+)\)")
 
 
-def machine_peaks(threads: int) -> dict[str, float]:
-    """{"read_gb_s", "read_gb_s_best", "dot_gop_s", "dot_gop_s_best"}: median, best tenth.
-
-    Dot products of vectors, or of AMX tiles where the processor has them.
-    """
+@functools.cache
+def _built() -> Path:
+    """The probe, built anew where its sources changed, once a run."""
     configure = ["cmake", "-S", ".", "-B", str(_BUILD)]
     build = ["cmake", "--build", str(_BUILD), "--target", "latrt_bench"]
     for command in (configure, build):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise NotAvailable(f"the probe was not built: {done.stderr[-300:]}")
+    return _BUILD / "latrt_bench"
+
+
+def machine_peaks(threads: int) -> dict[str, float]:
+    """{"read_gb_s", "read_gb_s_best", "dot_gop_s", "dot_gop_s_best"}: median, best tenth.
+
+    Dot products of vectors, or of AMX tiles where the processor has them.
+    """
     done = subprocess.run(
-        [str(_BUILD / "latrt_bench"), "1", str(threads), "huge", "peaks"],
+        [str(_built()), "1", str(threads), "huge", "peaks"],
         capture_output=True,
         text=True,
         check=True,
