@@ -139,7 +139,7 @@ def check_output(output: Path, *, resume: bool, source: Path | None = None) -> N
             f"{output}: exists already\nchoose another --output, or replace it with --no-resume",
             name="E_OUTPUT_EXISTS",
         )
-    if not resume and not there and not _is_answers(output):
+    if not resume and not _is_answers(output):
         raise MachineError(
             f"{output}: exists, and is no file of answers\nchoose another --output",
             name="E_OUTPUT_EXISTS",
