@@ -37,7 +37,7 @@ from deploy.app import APP, build
 ROOT = Path(__file__).parents[1]
 HEADER, ATTEMPT = "x-la-trt-replica", "x-la-trt-attempt"
 AT_ONCE = 12
-_WAIT_S = 300.0
+_WAIT_S, _STOPPED_S = 300.0, 2.0
 
 
 def main() -> None:
@@ -155,15 +155,27 @@ async def kill(
     """What becomes of `num` requests when a replica gets SIGKILL after a third of them."""
     pids, in_flight, caught = replica_pids(), 0, 0
     replies, running = list[Reply](), asyncio.Semaphore(AT_ONCE)
+    all_asked, killing = asyncio.Event(), None
     started = time.perf_counter()
 
+    async def kill_one() -> None:
+        # Stopped until each picture was asked about twice more, or every place waits for it: a
+        # replica that dies between two requests would show nothing.
+        nonlocal caught
+        os.kill(pids[0], signal.SIGSTOP)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(all_asked.wait(), _STOPPED_S)
+        caught = in_flight
+        os.kill(pids[0], signal.SIGKILL)
+
     async def one(number: int) -> tuple[int, Reply]:
-        nonlocal in_flight, caught
+        nonlocal in_flight, killing
         async with running:
             in_flight += 1
             if number == num // 3:
-                caught = in_flight
-                os.kill(pids[0], signal.SIGKILL)
+                killing = asyncio.create_task(kill_one())
+            if number == num // 3 + 2 * len(asked):
+                all_asked.set()
             index = number % len(asked)
             body = request(asked[index], stream=number % 2 == 0, **fields)
             reply = await post(port, body)
@@ -172,6 +184,8 @@ async def kill(
             return index, reply
 
     done = await asyncio.gather(*(one(n) for n in range(num)))
+    assert killing is not None
+    await killing
     seconds = time.perf_counter() - started
     await until(lambda: len(replica_pids()) == 2)
     said = [
