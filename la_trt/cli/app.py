@@ -52,9 +52,13 @@ _MACHINE_ERRNO = {
 
 @dataclass(slots=True)
 class State:
-    """What the root options set; `ctx.obj` of every command."""
+    """What the root options set; `ctx.obj` of every command.
+
+    `kept`: where an interrupted command has kept what it did, from which the same command goes on.
+    """
 
     debug: bool = False
+    kept: str = ""
 
 
 class _LazyGroup(click.Group):
@@ -132,7 +136,8 @@ def _report(error: BaseException, state: State) -> int:
     if state.debug:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        print("la-trt: interrupted", file=sys.stderr)
+        then = f": the same command goes on from {state.kept}" if state.kept else ""
+        print(f"la-trt: interrupted{then}", file=sys.stderr)
         return INTERRUPTED
     known = _as_known(error)
     if known.exit_code == MachineError.exit_code:

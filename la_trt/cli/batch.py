@@ -145,17 +145,22 @@ def command(ctx: click.Context, /, limits: Limits, **flags: Any) -> None:
         named["threads"] = flags["threads"] or 1
     source = Source(**named)
     check_output(flags["output"], resume=flags["resume"], source=flags["source_file"])
+    if flags["images"] is not None and not flags["images"].is_dir():
+        raise UsageError(f"--images {flags['images']}: no such directory")
     settings = _generation(flags, limits)
     rows = scan(flags["source_file"])
     mass = any(p.needs_mass for p in (settings["policy"], *map(preset, rows.policies)))
     started = time.perf_counter()
     asked = _asked(source, rows, settings, flags)
     with open_journal(flags["output"], {"asked": asked}, resume=flags["resume"]) as journal:
+        if flags["resume"]:
+            ctx.obj.kept = f"{flags['output']}.partial"
         num_before = len(journal.records)
         note(f"la-trt: {num_before} of {rows.num_rows} rows are answered already")
         work = _work(source, rows, journal, settings, flags, limits=limits, mass=mass)
         _answer(work, rows, journal, flags)
         journal.publish(rows.numbers())
+    ctx.obj.kept = ""
     seconds = time.perf_counter() - started
     _report(journal, rows, num_before, seconds, flags)
 

@@ -98,6 +98,8 @@ def command(
 
     named = {field.name: flags[field.name] for field in fields(Source) if field.name in flags}
     source = Source(**named, max_batch=flags["batch"])
+    if flags["resume"]:
+        ctx.obj.kept = str(flags["output"])
     report = _evaluate(source, limits, flags)
     if flags["as_json"]:
         shown = {name: value for name, value in report.items() if name != "units"}

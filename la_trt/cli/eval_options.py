@@ -73,8 +73,8 @@ def data_options(function: F) -> F:
             "--limit",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Questions (image pairs in mme), taken in turn from every category.  "
-            "[default: all]",
+            help="Questions (image pairs in mme), taken in turn from every category; the report is "
+            "of these alone.  [default: all]",
         ),
     )
 

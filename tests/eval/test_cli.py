@@ -11,6 +11,7 @@ import pytest
 
 from la_trt.assets import TINY_CHECKPOINT
 from la_trt.cli.source import Source
+from la_trt.eval.store import Run
 from tests.cli.conftest import RunCli, cli  # noqa: F401
 from tests.eval.scripted import ScriptedModel, concluded, picture
 
@@ -79,6 +80,31 @@ def test_limit_and_resume(cli: RunCli, model: Path, pope: Path, tmp_path: Path) 
     assert changed.code == 2 and "model" in changed.err
     assert cli(*args, "--seed", 5, "--no-resume", "--limit", 2).code == 0
     assert len(answers.read_text().splitlines()) == 2
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    cli: RunCli,  # noqa: F811
+    model: Path,
+    pope: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "out"
+    args = ("eval", "--engine", model, "--suite", "pope", "--data", pope, "--output", output)
+    real = Run.append
+
+    def append(self: Run, record: dict[str, Any]) -> None:
+        if len(self.answers) == 3:
+            raise KeyboardInterrupt
+        real(self, record)
+
+    monkeypatch.setattr(Run, "append", append)
+    stopped = cli(*args)
+    goes_on = f"la-trt: interrupted: the same command goes on from {output}"
+    assert (stopped.code, stopped.err.splitlines()[-1]) == (130, goes_on)
+    monkeypatch.setattr(Run, "append", real)
+    assert cli(*args).code == 0
+    assert len((output / "answers.jsonl").read_text().splitlines()) == 10
 
 
 def test_compare(cli: RunCli, model: Path, pope: Path, tmp_path: Path) -> None:  # noqa: F811

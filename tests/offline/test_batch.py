@@ -14,6 +14,7 @@ import pytest
 
 from la_trt import LookAgain
 from la_trt.cli.app import run
+from la_trt.offline.journal import Journal
 from tests.offline.conftest import BACKEND, command, records
 
 Write = Callable[[Any], Path]
@@ -140,6 +141,39 @@ def test_another_batch_is_not_resumed(
     rows.write_text('{"prompt": "c"}\n')
     assert run(command(bundle, rows, output)) == 2
     assert "was begun with input" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    bundle: Path,
+    write: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, output = write([{"prompt": f"{i}?"} for i in range(40)]), tmp_path / "out.jsonl"
+    real = Journal.append
+
+    def append(self: Journal, records: Any) -> int:
+        if self.records:
+            raise KeyboardInterrupt
+        return real(self, records)
+
+    monkeypatch.setattr(Journal, "append", append)
+    assert run(command(bundle, rows, output)) == 130
+    goes_on = f"la-trt: interrupted: the same command goes on from {output}.partial"
+    assert capsys.readouterr().err.splitlines()[-1] == goes_on
+    monkeypatch.undo()
+    assert run(command(bundle, rows, output, "--json")) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["resumed"] < 40
+
+
+def test_a_missing_directory_of_images_is_said_at_once(
+    bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = write([{"prompt": "a"}]), tmp_path / "out.jsonl"
+    assert run(command(bundle, rows, output, "--images", str(tmp_path / "no"))) == 2
+    assert f"--images {tmp_path / 'no'}: no such directory" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_a_torn_line_is_cut_off_and_its_row_asked_again(
