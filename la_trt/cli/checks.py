@@ -32,7 +32,20 @@ FLOORS = {
     "pyyaml": "6.0.2",
     "matplotlib": "3.10",
 }
-OPTIONAL_FLOORS = {"torch": "2.10"}
+# Of the extras; what tensorrt needs, its engine's check says.
+OPTIONAL_FLOORS = {
+    "train": {"torch": "2.10"},
+    "parquet": {"pyarrow": "23.0.1"},
+    "serve": {
+        "fastapi": "0.130",
+        "starlette": "1.3.1",
+        "uvicorn": "0.40",
+        "h11": "0.16",
+        "pydantic": "2.11",
+        "prometheus-client": "0.22",
+    },
+    "ray": {"ray": "2.60"},
+}
 _FEATURES = (
     "avx2",
     "avx512f",
@@ -51,7 +64,7 @@ _FEATURES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One finding. `absent`: not there, and not needed."""
+    """One finding. `absent`: not there or too old, and not needed."""
 
     name: str
     status: Status
@@ -76,9 +89,11 @@ def machine_checks() -> list[Check]:
 
 def package_checks() -> list[Check]:
     """Installed versions against the floors."""
-    checks = [_package(name, floor, optional=False) for name, floor in FLOORS.items()]
+    checks = [_package(name, floor) for name, floor in FLOORS.items()]
     return checks + [
-        _package(name, floor, optional=True) for name, floor in OPTIONAL_FLOORS.items()
+        _package(name, floor, extra=extra)
+        for extra, packages in OPTIONAL_FLOORS.items()
+        for name, floor in packages.items()
     ]
 
 
@@ -120,16 +135,18 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(parts + [0] * (4 - len(parts)))
 
 
-def _package(name: str, floor: str, *, optional: bool) -> Check:
+def _package(name: str, floor: str, *, extra: str = "") -> Check:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        if optional:
-            return Check(name=name, status="absent", detail="not installed, not needed to run")
-        return Check(name=name, status="failed", detail=f"not installed, {floor} or newer needed")
-    if not at_least(version, floor):
-        return Check(name=name, status="failed", detail=f"{version}, {floor} or newer needed")
-    return Check(name=name, status="ok", detail=f"{version} (at least {floor})")
+        version = ""
+    if version and at_least(version, floor):
+        return Check(name=name, status="ok", detail=f"{version} (at least {floor})")
+    found = version or "not installed"
+    if extra:
+        detail = f"{found}; la-trt[{extra}] needs {floor} or newer"
+        return Check(name=name, status="absent", detail=detail)
+    return Check(name=name, status="failed", detail=f"{found}, {floor} or newer needed")
 
 
 def _cache_check() -> Check:

@@ -183,11 +183,14 @@ def test_doctor_notices_engines_that_disagree(
 def test_doctor_notices_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FLOORS, "numpy", "999.0")
     monkeypatch.setitem(FLOORS, "no-such-package", "1.0")
-    monkeypatch.setitem(OPTIONAL_FLOORS, "no-such-option", "1.0")
+    monkeypatch.setitem(OPTIONAL_FLOORS, "more", {"no-such-option": "1.0", "click": "999.0"})
     found = {check.name: check for check in checks.package_checks()}
     assert found["numpy"].status == "failed" and "999.0 or newer" in found["numpy"].detail
     assert found["no-such-package"].status == "failed"
-    assert found["no-such-option"].status == "absent"
+    option = found["no-such-option"]
+    assert option.status == "absent" and "la-trt[more] needs 1.0 or newer" in option.detail
+    old = [c for c in checks.package_checks() if c.name == "click" and c.status == "absent"]
+    assert len(old) == 1 and "la-trt[more] needs 999.0" in old[0].detail
     assert found["pillow"] == Check(name="pillow", status="ok", detail=found["pillow"].detail)
 
 
@@ -209,8 +212,11 @@ def test_versions_compare_as_numbers(version: str, floor: str, expected: bool) -
 def test_floors_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dependencies"] == [f"{name}>={floor}" for name, floor in FLOORS.items()]
-    extra = project["optional-dependencies"]["train"]
-    assert [f"{name}>={floor}" for name, floor in OPTIONAL_FLOORS.items()] == extra[:1]
+    extras = project["optional-dependencies"]
+    for extra in ("train", "parquet", "serve"):
+        packages = OPTIONAL_FLOORS[extra]
+        assert [f"{name}>={floor}" for name, floor in packages.items()] == extras[extra]
+    assert f"ray[data,serve]>={OPTIONAL_FLOORS['ray']['ray']}" in extras["ray"]
 
 
 def test_bench(cli: RunCli, reflecting: Path, picture: Path, tmp_path: Path) -> None:
