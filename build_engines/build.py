@@ -178,7 +178,8 @@ def _fits_native(quant: Quant, block_size: int) -> bool:
 def check_options(quant: str, block_size: int, *, quants: Sequence[str] = PORTABLE_QUANTS) -> None:
     """Raises UsageError."""
     if quant not in quants:
-        raise UsageError(f"quant: expected one of {', '.join(quants)}, got {quant!r}")
+        todo = "\nadd --backend tensorrt, which alone has it" if quant == "fp8" else ""
+        raise UsageError(f"quant: expected one of {', '.join(quants)}, got {quant!r}{todo}")
     if block_size not in BLOCK_SIZES:
         raise UsageError(f"block_size: expected one of {BLOCK_SIZES}, got {block_size}")
 

@@ -165,4 +165,4 @@ def _ask(model: LookAgain) -> Answer:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return "; ".join(filter(None, map(str.strip, str(error).splitlines())))[:240]

@@ -26,7 +26,9 @@ class SlotTable:
         """The table of a bundle for sequences of up to `longest`. Raises UsageError."""
         max_len = min(longest, DEFAULT_MAX_LEN) if max_len is None else max_len
         if not 1 <= max_len <= longest:
-            raise UsageError(f"max_len: expected 1 to {longest} (the bundle's), got {max_len}")
+            raise UsageError(
+                f"max_len (--max-model-len): expected 1 to {longest} (the bundle's), got {max_len}"
+            )
         if max_batch < 1:
             raise UsageError(f"max_batch: expected at least 1, got {max_batch}")
         return cls(max_batch, max_len)
@@ -36,7 +38,7 @@ class SlotTable:
         if not 0 < capacity <= self.max_len:
             raise MachineError(
                 f"a sequence of {capacity} tokens does not fit the engine's "
-                f"{self.max_len}\nask for fewer tokens, or give a larger max_len",
+                f"{self.max_len}\nask for fewer tokens, or give a larger max_len (--max-model-len)",
                 name="E_KV_CAPACITY",
             )
         free = set(range(self.max_batch)) - self._lengths.keys()

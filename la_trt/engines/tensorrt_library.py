@@ -75,8 +75,8 @@ def load_tensorrt(name: str = "auto") -> TensorRT:
                 continue
     what = "TensorRT" if name == "auto" else name
     raise MachineError(
-        f"{what} is not installed\npip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs "
-        "(GeForce and RTX GPUs), or tensorrt from NVIDIA's package index (data centre GPUs)",
+        f"{what} is not installed\ninstall la-trt[tensorrt] (GeForce and RTX GPUs), or "
+        "cuda-bindings and, from NVIDIA's package index, tensorrt (data centre GPUs)",
         name="E_NO_TENSORRT",
     )
 
