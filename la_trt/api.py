@@ -184,8 +184,8 @@ class LookAgain:
         max_tokens: int = 0,
     ) -> Prompt:
         """The tokenised request, refused when it and `max_tokens` exceed the context."""
-        room = max(self.engine.limits.max_len - max_tokens, 0)
-        return self.processor(prompt, images, system, max_length=room)
+        most = self.engine.limits.max_len
+        return self.processor(prompt, images, system, max_length=most, reserved=max_tokens)
 
     def generate(
         self,

@@ -29,7 +29,7 @@ from train.answering import model_options, open_model, policy_flags
 from train.command import run
 from train.options import config_options
 from train.progress import RunLog
-from train.rows import world_of_json
+from train.rows import world_of_text
 
 WINDOW = 20  # generated tokens right after a reflection has opened
 
@@ -181,7 +181,7 @@ def measure(
     progress: Callable[[int, str], None] | None = None,
 ) -> list[Look]:
     """The looks of all questions of the config, in order."""
-    world = world_of_json(config.world)
+    world = world_of_text(config.world)
     samples = questions(
         EvalConfig(split=config.split, num_per_family=config.num_per_family, world=world)
     )
@@ -218,4 +218,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, goes_on=""))

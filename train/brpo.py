@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,6 +34,7 @@ from train.actor import DTYPES, make_actor
 from train.board import Board
 from train.checkpointing import load_state, save_state
 from train.coldstart import training_world
+from train.command import run
 from train.options import setting_options, with_settings
 from train.parallel import join
 from train.precision import fast_attention
@@ -285,4 +287,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, goes_on="its last save"))

@@ -12,8 +12,11 @@ from la_trt.errors import LookAgainError, MachineError
 INTERRUPTED = 130
 
 
-def run(command: click.Command, args: Sequence[str] | None = None) -> int:
-    """The exit code of a command, its errors reported on stderr."""
+def run(command: click.Command, args: Sequence[str] | None = None, *, goes_on: str = "here") -> int:
+    """The exit code of a command, its errors reported on stderr.
+
+    `goes_on`: from where the same command does after an interruption; "" where it begins anew.
+    """
     try:
         command.main(args=args, standalone_mode=False)
     except LookAgainError as error:
@@ -23,7 +26,8 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        then = f"goes on from {goes_on}" if goes_on else "begins anew"
+        print(f"interrupted: the same command {then}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

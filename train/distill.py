@@ -22,7 +22,7 @@ from typing import Any, Literal
 import click
 
 from la_trt.api import make_options
-from la_trt.errors import UsageError
+from la_trt.errors import MachineError, UsageError
 from la_trt.events import Result
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import FAMILIES, WorldConfig
@@ -37,7 +37,7 @@ from train.lookworld_rules import lookworld_verifiers
 from train.options import config_options
 from train.progress import RunLog
 from train.reflections import load_callable
-from train.rows import world_of_json
+from train.rows import world_of_text
 from train.tasks import SEED_STRIDE
 from train.verifiers import CallableVerifier, Rules, Verifier, judge
 
@@ -87,7 +87,7 @@ class DistillConfig:
     @property
     def world_config(self) -> WorldConfig:
         """The world of LookWorld's questions."""
-        return world_of_json(self.world)
+        return world_of_text(self.world)
 
     @property
     def rules(self) -> Rules:
@@ -166,6 +166,8 @@ def distill(
 ) -> dict[str, Any]:
     """The summary of a run; writes `output` and the summary beside it, each whole or not at all.
 
+    Raises MachineError E_OUTPUT_EXISTS where the file is of something else.
+
     `reader(position)` reads the questions of a file from there on; without it they are
     LookWorld's. `model` names what answers: a run that was begun with another does not go on.
     """
@@ -176,7 +178,14 @@ def distill(
     done = _finished(output, header)
     if done is not None:
         return done
-    with Journal(output.with_name(output.name + JOURNAL_SUFFIX), header) as journal:
+    journal_path = output.with_name(output.name + JOURNAL_SUFFIX)
+    if output.exists() and not journal_path.exists():
+        raise MachineError(
+            f"{output}: exists already, from other settings or another program\n"
+            "choose another --output, or delete it",
+            name="E_OUTPUT_EXISTS",
+        )
+    with Journal(journal_path, header) as journal:
         start: dict[str, Any] = {"position": 0, "asked": 0, "skipped": {}}
         last = journal.entries[-1] if journal.entries else start
         before: Counter[str] = Counter(last["skipped"])

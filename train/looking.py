@@ -138,4 +138,4 @@ def main(directory: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, goes_on=""))

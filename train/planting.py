@@ -29,7 +29,7 @@ from train.command import run
 from train.looking import Looks, looks, summarise
 from train.options import config_options
 from train.progress import RunLog
-from train.rows import world_of_json
+from train.rows import world_of_text
 
 _OPEN = "<REFLECTION>"
 # What is planted, as fields of the world: an error in every caption that can hold one, or in none.
@@ -134,7 +134,7 @@ def main(
 ) -> None:
     """Whether a reflection finds an error that did not come from the eyes."""
     config = PlantingConfig(**values)
-    world = world_of_json(config.world)
+    world = world_of_text(config.world)
     model = open_model(ckpt, engine, threads, config.batch)
     found: dict[str, Any] = {"config": asdict(config)}
     for plant in PLANTS:
@@ -148,4 +148,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, goes_on=""))

@@ -140,4 +140,4 @@ def main(data: Path, images: Path | None, source: str, output: Path, num: int, s
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, goes_on=""))

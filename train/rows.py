@@ -284,12 +284,32 @@ def read_world(raw: object) -> WorldConfig:
     return WorldConfig(**values)
 
 
-def world_of_json(text: str) -> WorldConfig:
-    """The world of an option, JSON of what differs from the default. Raises UsageError."""
+def dials_of_text(text: str) -> dict[str, Any]:
+    """Dials of the world as an option gives them: `name=value`, or a JSON object of several.
+
+    Raises UsageError where it is neither, or names no dial.
+    """
+    name, _, value = text.partition("=")
+    is_object = text.lstrip().startswith("{")
     try:
-        return read_world(json.loads(text))
-    except (json.JSONDecodeError, InputError) as error:
-        raise UsageError(f'world: {error}\nexpected JSON like {{"clutter": 0.5}}') from None
+        dials = json.loads(text) if is_object else {name.strip(): json.loads(value)}
+    except ValueError:
+        raise UsageError(
+            f"world: got {show(text)}\nexpected name=value, the value JSON, as clutter=0.5, "
+            "or a JSON object"
+        ) from None
+    known = [f.name for f in fields(WorldConfig)]
+    for unknown in [name for name in dials if name not in known]:
+        raise UsageError(f"world: no dial {show(unknown)}\nexpected one of {', '.join(known)}")
+    return dict(dials)
+
+
+def world_of_text(text: str) -> WorldConfig:
+    """The default world with the dials of an option. Raises UsageError."""
+    try:
+        return read_world(dials_of_text(text))
+    except InputError as error:
+        raise UsageError(f"world: {error}") from None
 
 
 def _tuples(value: object) -> Any:

@@ -7,6 +7,7 @@ go on where it stopped; under `torchrun` the processes share model and batch (FS
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from train.batch import Batch, collate
 from train.board import Board
 from train.checkpointing import load_state, save_state, seed_generators
 from train.coldstart import training_world
+from train.command import run
 from train.learner import Learner
 from train.options import setting_options, with_settings
 from train.parallel import join
@@ -299,7 +301,8 @@ def sft(trainer: Trainer) -> Path:
 @click.command()
 @click.option("--ckpt", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="lookworld-tiny")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="lookworld-tiny",
+              show_default=True)  # fmt: skip
 @click.option("--data", type=click.Path(exists=True, path_type=Path), help="JSONL  [LookWorld]")
 @click.option("--images", type=click.Path(exists=True, path_type=Path), help="beside --data")
 @click.option("--world", multiple=True, help="LookWorld's dials, such as reasoning_length=3")
@@ -318,11 +321,10 @@ def main(
     """Fine-tune on responses, with visual tokens put in before each <REFLECTION>."""
     try:
         config = with_settings(PRESETS[preset], values)
-        if join()[0] == 0:
-            text = json.dumps(asdict(config) | {"world": asdict(read_world(world))}, indent=1)
+        first = join()[0] == 0
+        text = json.dumps(asdict(config) | {"world": asdict(read_world(world))}, indent=1)
+        if first:
             click.echo(text, err=True)
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "sft_config.json").write_text(text + "\n", encoding="utf-8")
         trainer = Trainer(
             config,
             ckpt,
@@ -332,6 +334,11 @@ def main(
             world=read_world(world),
             device=device,
         )
+        total = trainer.num_steps
+        if first:  # behind the checks: a refused run leaves the settings of the one before
+            click.echo(f"{trainer.step} of {total} steps done", err=True)
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "sft_config.json").write_text(text + "\n", encoding="utf-8")
         click.echo(sft(trainer))
     except LookAgainError as error:
         click.echo(error.render(), err=True)
@@ -340,4 +347,4 @@ def main(
 
 if __name__ == "__main__":
     keep_heap()
-    main()
+    sys.exit(run(main, goes_on="its last save"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import click
 
 from la_trt.files.atomic import atomic_directory
 from train.coldstart import SftConfig, sft
+from train.command import run
 from train.parallel import join
 from train.precision import keep_heap
 from train.pretrain import PretrainConfig, pretrain
@@ -120,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, goes_on="its last save"))

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from la_trt.errors import UsageError
 from la_trt.lookworld import WorldConfig
 from train.coldstart import training_world
+from train.rows import dials_of_text
 
 
 def read_world(settings: Sequence[str]) -> WorldConfig:
-    """The cold start's world with dials from texts `name=value`, value in JSON.
+    """The cold start's world with dials from texts `name=value`, value in JSON, or JSON objects.
 
     Raises UsageError.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for text in settings:
-        name, _, value = text.partition("=")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            raise UsageError(f"world {text!r}: expected name=value, the value JSON") from None
-    try:
-        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        return replace(training_world(), **values | lists)
-    except TypeError as error:
-        raise UsageError(f"world: {error}") from None
+        values |= dials_of_text(text)
+    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    return replace(training_world(), **values | lists)

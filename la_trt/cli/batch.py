@@ -99,7 +99,8 @@ _CHUNKS_OF_BATCHES = 4
     "--executor",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="local: one engine in this process; ray: --workers engines by Ray Data (la-trt[ray]).",
+    help="local: one engine in this process; ray: --workers engines by Ray Data "
+    "(pip install '.[ray]').",
 )
 @click.option(
     "--workers",
@@ -122,7 +123,7 @@ _CHUNKS_OF_BATCHES = 4
 @click.option(
     "--resume/--no-resume",
     default=True,
-    help="Go on where an earlier run for --output stopped, or delete its answers.",
+    help="Go on where an earlier run for --output stopped, or delete its answers, finished or not.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @limit_options(IMAGE_LIMITS | STOP_LIMITS)
@@ -143,7 +144,7 @@ def command(ctx: click.Context, /, limits: Limits, **flags: Any) -> None:
     if flags["executor"] == "ray" and flags["backend"] != "tensorrt":
         named["threads"] = flags["threads"] or 1
     source = Source(**named)
-    check_output(flags["output"], resume=flags["resume"])
+    check_output(flags["output"], resume=flags["resume"], source=flags["source_file"])
     settings = _generation(flags, limits)
     rows = scan(flags["source_file"])
     mass = any(p.needs_mass for p in (settings["policy"], *map(preset, rows.policies)))

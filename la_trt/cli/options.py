@@ -74,8 +74,8 @@ def source_options(function: Callable[P, R]) -> Callable[P, R]:
                 type=click.Choice(["auto", "onnx", "native", "tensorrt", "torch"]),
                 default="auto",
                 help="Engine: onnx, native (compiled CPU kernels) and tensorrt (bundles built for "
-                "this GPU; has not run on one yet) run bundles, torch runs checkpoints.  "
-                "[default: native for bundles where it is installed, else onnx]",
+                "this GPU; has not run on one yet) run bundles, torch runs checkpoints; auto is "
+                "native for bundles where it is installed, else onnx.",
             ),
             click.option(
                 "--threads",

@@ -137,6 +137,11 @@ def open_checkpoint(
             f"{path}: not a directory\ngive the directory that holds config.json",
             name="E_MISSING_FILE",
         )
+    if (path / "bundle.json").exists() and not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path}: a bundle, not a checkpoint\nrun it with --engine {path}",
+            name="E_MISSING_FILE",
+        )
     raw = _read_json(path, "config.json", "E_CONFIG", DOWNLOAD_AGAIN)
     config = ModelConfig.from_dict(raw, where=str(path / "config.json"))
     if require_tokenizer:

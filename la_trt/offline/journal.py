@@ -122,8 +122,13 @@ def open_journal(output: Path, settings: Mapping[str, Any], *, resume: bool) -> 
         os.close(descriptor)
 
 
-def check_output(output: Path, *, resume: bool) -> None:
-    """Nothing; called before minutes of loading, so that a slip of the pen costs none."""
+def check_output(output: Path, *, resume: bool, source: Path | None = None) -> None:
+    """Nothing; called before minutes of loading, so that a slip of the pen costs none.
+
+    `source`: the file that is read, which is never written. Raises MachineError, UsageError.
+    """
+    if source is not None and output.exists() and source.exists() and output.samefile(source):
+        raise UsageError(f"{output}: is the file of questions\nchoose another --output")
     if output.is_dir():
         raise MachineError(
             f"{output}: is a directory\ngive the name of a file", name="E_OUTPUT_EXISTS"
@@ -134,6 +139,25 @@ def check_output(output: Path, *, resume: bool) -> None:
             f"{output}: exists already\nchoose another --output, or replace it with --no-resume",
             name="E_OUTPUT_EXISTS",
         )
+    if not resume and not there and not _is_answers(output):
+        raise MachineError(
+            f"{output}: exists, and is no file of answers\nchoose another --output",
+            name="E_OUTPUT_EXISTS",
+        )
+
+
+def _is_answers(path: Path) -> bool:
+    """Whether nothing is lost by replacing it: it is not there, empty, or such a file."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(1 << 24)
+    except FileNotFoundError:
+        return True
+    try:
+        record = json.loads(first) if first else {"line": 0}
+    except ValueError:
+        return False
+    return isinstance(record, dict) and "line" in record
 
 
 def file_name(output: Path) -> Path:

@@ -115,13 +115,15 @@ class Processor:
         system: str | None = None,
         *,
         max_length: int | None = None,
+        reserved: int = 0,
     ) -> Prompt:
         """The tokenised request.
 
         `prompt`: a question (images stand before it), or messages of `role` and `content`, a
         text or a list of `{"type": "text", "text": ...}` and `{"type": "image"}`; an image part
         may carry its picture under "image", else it takes the next of `images`.
-        `max_length` refuses longer prompts (E_CONTEXT_LENGTH) before any patch is made.
+        `max_length` refuses longer prompts (E_CONTEXT_LENGTH) before any patch is made, `reserved`
+        tokens of it being the answer's.
         Raises InputError.
         """
         talk = conversation(prompt, images, system)
@@ -131,10 +133,12 @@ class Processor:
             count_visual_tokens(image.height, image.width, self.image_config) for image in loaded
         ]
         input_ids, visual_row = self._ids(pieces, sizes)
-        if max_length is not None and len(input_ids) > max_length:
+        if max_length is not None and len(input_ids) + reserved > max_length:
+            answer = f" and {reserved} for the answer are" if reserved else ","
+            fewer = "ask for fewer tokens, " if reserved else ""
             raise InputError(
-                f"prompt: {len(input_ids)} tokens, {sum(sizes)} of them visual, more than the "
-                f"{max_length} that fit\nshorten the text or send smaller images",
+                f"prompt: {len(input_ids)} tokens, {sum(sizes)} of them visual{answer} more than "
+                f"the {max_length} that fit\n{fewer}shorten the text or send smaller images",
                 name="E_CONTEXT_LENGTH",
             )
         features = [preprocess(image, self.image_config) for image in loaded]

@@ -134,6 +134,10 @@ def write(name: str, data: bytes) -> Callable[[Path], Any]:
     return lambda path: (path / name).write_bytes(data)
 
 
+def be_a_bundle(path: Path) -> None:
+    (path / "config.json").rename(path / "bundle.json")
+
+
 def remove(name: str) -> Callable[[Path], Any]:
     return lambda path: (path / name).unlink()
 
@@ -209,6 +213,7 @@ DIRECTORY_CASES: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] =
                       ("tokenizer.json", "'a'")),
     "tokenizer_foreign": (write("tokenizer.json", b'{"model":{"vocab":{"a":0}}}'), "E_VOCAB",
                           ("tokenizer.json", "<|image_pad|>")),
+    "a_bundle": (be_a_bundle, "E_MISSING_FILE", ("a bundle, not a checkpoint", "--engine")),
     "two_forms": (write(INDEX, b"{}"), "E_INDEX", (INDEX, WEIGHTS)),
 }  # fmt: skip
 

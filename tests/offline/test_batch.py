@@ -57,7 +57,7 @@ BAD = {
     '{"prompt": "a", "images": ["rows.jsonl"]}': "image",
     '{"prompt": "a", "max_tokens": 0}': "max_tokens: expected a whole number",
     '{"prompt": "a", "max_tokens": true}': "max_tokens: expected a whole number",
-    '{"prompt": "a", "max_tokens": 99999999}': "more than the 0 that fit",
+    '{"prompt": "a", "max_tokens": 99999999}': "99999999 for the answer are more than the",
     '{"prompt": "a", "temperature": -1}': "temperature: expected a number",
     '{"prompt": "a", "temperature": NaN}': "NaN is not a JSON number",
     '{"prompt": "a", "policy": "/etc/p.yaml"}': "policy: expected one of",
@@ -114,6 +114,20 @@ def test_a_finished_output_is_kept_unless_told_otherwise(
     facts = json.loads(capsys.readouterr().out)
     assert (facts["rows"], facts["refused"], facts["resumed"]) == (1, 0, 0)
     assert output.read_bytes() == before
+
+
+def test_questions_and_what_is_no_answers_are_never_replaced(
+    bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, notes = write([{"prompt": "a"}]), tmp_path / "notes.txt"
+    notes.write_text("mine\n")
+    before = rows.read_bytes()
+    for more in ([], ["--no-resume"]):
+        assert run(command(bundle, rows, rows, *more)) == 2
+        assert "is the file of questions" in capsys.readouterr().err
+        assert run(command(bundle, rows, notes, *more)) == 5
+        assert "error[E_OUTPUT_EXISTS]" in capsys.readouterr().err
+    assert rows.read_bytes() == before and notes.read_text() == "mine\n"
 
 
 def test_another_batch_is_not_resumed(

@@ -163,8 +163,11 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     first = go(output)
     again = Answers()
     assert go(output, again) == first and again.asked == []
-    other = Answers()
-    assert go(output, other, replace(CONFIG, seed=1))["asked"] == CONFIG.num and other.asked
+    other, before = Answers(), output.read_bytes()
+    with pytest.raises(MachineError, match="exists already") as caught:
+        go(output, other, replace(CONFIG, seed=1))
+    assert caught.value.name == "E_OUTPUT_EXISTS"
+    assert other.asked == [] and output.read_bytes() == before
     output.unlink()
     assert same(go(output)) == same(first)
 

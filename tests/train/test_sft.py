@@ -260,8 +260,10 @@ def test_a_run_leaves_a_checkpoint_and_its_story(tiny_checkpoint: Path, tmp_path
     assert CliRunner().invoke(main, longer).exit_code == 0
     steps = [json.loads(line)["step"] for line in (output / "sft.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
+    said = (output / "sft_config.json").read_bytes()
     other = CliRunner().invoke(main, [*longer, "--lr", "0.5"])
     assert other.exit_code == 2 and "lr" in other.output
+    assert (output / "sft_config.json").read_bytes() == said
 
 
 def test_a_checkpoint_without_tags_gets_them(tmp_path: Path) -> None:
@@ -301,5 +303,10 @@ def test_settings_that_cannot_be(tiny_checkpoint: Path, tmp_path: Path) -> None:
         _ = endless.num_steps
     with pytest.raises(UsageError, match="world"):
         read_world(["max_objects"])
+    with pytest.raises(UsageError, match=r"no dial 'foo'\nexpected one of .*clutter"):
+        read_world(["foo=1"])
+    assert read_world(['{"clutter": 0.5}', "max_objects=2"]) == read_world(
+        ["clutter=0.5", "max_objects=2"]
+    )
     with pytest.raises(UsageError, match="world"):
         read_world(["unknown=1"])
