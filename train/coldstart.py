@@ -37,19 +37,21 @@ from train.validate import quick_scores
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftConfig:
-    """Cold-start SFT. In its first `short_steps` steps sequences end before `<REFLECTION>`, which
-    makes them half as long: most of what there is to learn comes before it.
+    """Cold-start SFT. In its first `short_steps` steps sequences leave their reflection out, which
+    makes them half as long; without `conclude` the conclusion too.
 
     `dense`: weight of the labels for visual tokens; `caption_weight`: of a caption's tokens.
     `reattention`: none or copy (embed).
-    `error_rate`: of reasonings that err until the reflection. Without `train_tower` the vision
-    tower stays as it is. Without `pictures` the decoder alone learns to reason from captions that
-    are given: no image, no copies, and captions should weigh 0.
+    `error_rate`: of reasonings that err until the reflection, `caption_error_frac` of these from
+    the caption on. `hard`: the families that take longest to learn are asked most. Without
+    `train_tower` the vision tower stays as it is. Without `pictures` the decoder alone learns to
+    reason from captions that are given: no image, no copies, and captions should weigh 0.
     """
 
     seed: int = 0
     steps: int = 2400
     short_steps: int = 1200
+    conclude: bool = True
     scenes: int = 16
     questions: int = 2
     lr: float = 1.5e-3
@@ -60,6 +62,8 @@ class SftConfig:
     caption_weight: float = 0.3
     reasoning_length: int = 3
     error_rate: float = 0.25
+    caption_error_frac: float = 0.2
+    hard: bool = False
     train_tower: bool = True
     pictures: bool = True
     reattention: str = "copy"
@@ -76,16 +80,24 @@ FAMILY_WEIGHTS = {
     "sum": 2.0,
     "describe": 1.6,
 }
+HARD_WEIGHTS = {"sum": 4.0, "describe": 5.0, "colour": 1.5, "shape": 1.5, "digit": 1.5}
 
 
-def training_world(reasoning_length: int = 3, error_rate: float = 0.25) -> WorldConfig:
-    """The default world, with some families asked more often and reasoning of that length."""
-    weights = tuple(FAMILY_WEIGHTS.get(family, 1.0) for family in FAMILIES)
+def training_world(
+    reasoning_length: int = 3,
+    error_rate: float = 0.25,
+    caption_error_frac: float = 0.2,
+    hard: bool = False,
+) -> WorldConfig:
+    """The default world, with some families asked more often and such responses."""
+    asked = HARD_WEIGHTS if hard else FAMILY_WEIGHTS
+    weights = tuple(asked.get(family, 1.0) for family in FAMILIES)
     return replace(
         WorldConfig(),
         family_weights=weights,
         reasoning_length=reasoning_length,
         error_rate=error_rate,
+        caption_error_frac=caption_error_frac,
     )
 
 
@@ -171,7 +183,9 @@ class Trainer:
     def batches(self) -> Any:
         """Batches from the present step on, of the present phase."""
         config = self.config
-        world = training_world(config.reasoning_length, config.error_rate)
+        world = training_world(
+            config.reasoning_length, config.error_rate, config.caption_error_frac, config.hard
+        )
         return loader(
             QuestionBatches(
                 self.vocabulary,
@@ -182,6 +196,7 @@ class Trainer:
                 reattention="copy" if config.reattention == "copy" else "none",
                 pictures=config.pictures,
                 reflect=self.step >= config.short_steps,
+                conclude=config.conclude,
                 first=self.step,
                 stream=self.rank,
             )

@@ -61,6 +61,7 @@ class QuestionBatches(IterableDataset[dict[str, torch.Tensor]]):
         world: WorldConfig,
         reattention: Reattention,
         reflect: bool,
+        conclude: bool = True,
         pictures: bool = True,
         first: int = 0,
         stream: int = 0,
@@ -69,7 +70,8 @@ class QuestionBatches(IterableDataset[dict[str, torch.Tensor]]):
         self.scenes, self.questions = scenes, questions
         self.reattention: Reattention = reattention if pictures else "none"
         self.pictures = pictures
-        self.reflect, self.first, self.stream = reflect, first, stream
+        self.reflect, self.conclude = reflect, conclude
+        self.first, self.stream = first, stream
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         torch.set_num_threads(1)
@@ -122,6 +124,7 @@ class QuestionBatches(IterableDataset[dict[str, torch.Tensor]]):
                     start=start,
                     reattention=self.reattention,
                     reflect=self.reflect,
+                    conclude=self.conclude,
                 )
             )
         return Drawn(image=image, dense=dense, branches=branches)

@@ -100,11 +100,14 @@ def branch_tokens(
     start: int,
     reattention: Reattention = "copy",
     reflect: bool = True,
+    conclude: bool = True,
 ) -> Tokens:
     """The branch of one question from position `start` on.
 
     Copies of all rows x cols visual tokens stand before each `<REFLECTION>` with `copy`.
-    Without `reflect` the branch ends before the first one, which is its last target.
+    Without `reflect` what stands between the first one, which is learned still, and the CONCLUSION
+    is left out. It ends there without `conclude`, and where it has spans: what that concludes
+    follows from its reflection.
     """
     asked = vocabulary.encode(question)
     turn = vocabulary.encode("<|im_end|>\n<|im_start|>assistant\n", control=True)
@@ -116,6 +119,8 @@ def branch_tokens(
     pad, num = vocabulary.controls["<|image_pad|>"], rows * cols
     opened, closed = vocabulary.controls["<CAPTION>"], vocabulary.controls["</CAPTION>"]
     inside, caption = 0, list[int]()
+    concluded = vocabulary.controls["<CONCLUSION>"]
+    skipping = False
     ids: list[int] = []
     visual: list[int] = []
     targets: list[int] = []
@@ -123,9 +128,10 @@ def branch_tokens(
     position = start
     for i, token in enumerate(texts[:-1]):
         if token == reflection and i >= known:
-            if not reflect:
+            if not reflect and (spans or not conclude):
                 break
-            if reattention == "copy":
+            skipping = not reflect
+            if reattention == "copy" and reflect:
                 where, position = injection_positions(
                     (1, 2 * rows, 2 * cols), 2, position, np.arange(num)
                 )
@@ -134,6 +140,9 @@ def branch_tokens(
                 targets += [IGNORE] * num
                 caption += [0] * num
                 positions.append(where)
+        skipping = skipping and token != concluded
+        if skipping:
+            continue
         inside = 1 if token == opened else 0 if token == closed else inside
         caption.append(inside)
         ids.append(token)

@@ -23,35 +23,60 @@ from train.parallel import join
 from train.precision import keep_heap
 from train.pretrain import PretrainConfig, pretrain
 
-PRETRAIN = PretrainConfig(steps=900, save_every=60)
+Recipe = tuple[PretrainConfig, tuple[SftConfig, ...]]
+
 _ALL = SftConfig(lr=1.5e-3, scenes=12, decay_frac=0.0, error_rate=0.0, num_validation=0)
+_TEXT = replace(_ALL, steps=1000, short_steps=1000, questions=4, pictures=False, caption_weight=0.0)
+_SEE = replace(
+    _ALL, steps=2000, short_steps=2000, questions=4, train_tower=False, caption_weight=1.0
+)
+_LOOK_AGAIN = replace(
+    _ALL,
+    steps=2800,
+    short_steps=2000,
+    questions=3,
+    caption_weight=0.5,
+    error_rate=0.25,
+    caption_error_frac=0.5,
+    decay_frac=0.2,
+)
+# Once more without reflections, then with them, the rate falling from the first step on.
+_SEE_MORE = replace(_SEE, steps=3800, short_steps=3800, caption_weight=0.5, hard=True)
+_FINISH = replace(_LOOK_AGAIN, steps=4500, short_steps=3800, decay_frac=0.16, hard=True)
 # Each stage goes on where the one before stopped; `steps` counts from the first. The decoder
 # learns to reason from written captions, then to read them off the picture, then to look again.
-STAGES = (
-    replace(_ALL, steps=1000, short_steps=1000, questions=4, pictures=False, caption_weight=0.0),
-    replace(_ALL, steps=1750, short_steps=1750, questions=4, train_tower=False, caption_weight=1.0),
-    replace(
-        _ALL,
-        steps=2400,
-        short_steps=1750,
-        questions=3,
-        caption_weight=0.5,
-        error_rate=0.25,
-        decay_frac=0.2,
+RECIPES: dict[str, Recipe] = {
+    "shipped": (
+        PretrainConfig(steps=2000, save_every=60),
+        (_TEXT, _SEE, _LOOK_AGAIN, _SEE_MORE, _FINISH),
     ),
-)
+    # What the experiments start from. Conclusions come in with the last stage.
+    "start": (
+        PretrainConfig(steps=900, save_every=60),
+        (
+            replace(_TEXT, conclude=False),
+            replace(_SEE, steps=1750, short_steps=1750, conclude=False),
+            replace(
+                _LOOK_AGAIN,
+                steps=2400,
+                short_steps=1750,
+                caption_error_frac=0.2,
+                conclude=False,
+            ),
+        ),
+    ),
+}
 
 
-def recipe(
-    seed: int, scale: float, reattention: str = "copy"
-) -> tuple[PretrainConfig, tuple[SftConfig, ...]]:
+def recipe(name: str, seed: int, scale: float, reattention: str = "copy") -> Recipe:
     """The configs of all stages; `scale` multiplies their steps (for a trial)."""
+    first, stages = RECIPES[name]
 
     def steps(num: int) -> int:
         return max(2, round(num * scale))
 
     return (
-        replace(PRETRAIN, seed=seed, steps=steps(PRETRAIN.steps)),
+        replace(first, seed=seed, steps=steps(first.steps)),
         tuple(
             replace(
                 s,
@@ -60,7 +85,7 @@ def recipe(
                 steps=steps(s.steps),
                 short_steps=round(s.short_steps * scale),
             )
-            for s in STAGES
+            for s in stages
         ),
     )
 
@@ -69,14 +94,18 @@ def recipe(
 @click.option("--seed", default=0, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="the checkpoint")
 @click.option("--runs", type=click.Path(path_type=Path), help="state and metrics  [OUTPUT-runs]")
+@click.option("--recipe", "name", type=click.Choice(list(RECIPES)), default="shipped",
+              show_default=True, help="start: that of the experiments' cold start")  # fmt: skip
 @click.option("--reattention", type=click.Choice(["copy", "none"]), default="copy",
               show_default=True, help="put in before a reflection, in the last stage")  # fmt: skip
 @click.option("--scale", default=1.0, show_default=True, help="of the numbers of steps")
-def main(seed: int, output: Path, runs: Path | None, reattention: str, scale: float) -> None:
+def main(
+    seed: int, output: Path, runs: Path | None, name: str, reattention: str, scale: float
+) -> None:
     """Train the small LookWorld checkpoint; goes on where an earlier run stopped."""
     keep_heap()
     runs = runs or output.with_name(output.name + "-runs")
-    first, stages = recipe(seed, scale, reattention)
+    first, stages = recipe(name, seed, scale, reattention)
     started = time.monotonic()
     tower = pretrain(first, runs / "pretrain")
     pretrained = time.monotonic()

@@ -89,9 +89,28 @@ def test_without_copies_positions_count_up(tiny_processor: Processor) -> None:
     branch = branch_tokens(*arguments, rows=8, cols=8, start=11, reattention="none")
     expected = np.tile(np.arange(11, 11 + len(branch)), (3, 1))
     np.testing.assert_array_equal(branch.position_ids, expected)
-    short = branch_tokens(*arguments, rows=8, cols=8, start=11, reflect=False)
-    reflection = tiny_processor.vocabulary.controls["<REFLECTION>"]
-    assert reflection not in short.input_ids and short.targets[-1] == reflection
+
+
+def test_a_reflection_left_out(tiny_processor: Processor) -> None:
+    """`<REFLECTION>` is learned, the conclusion after it too, in the place where it would stand."""
+    drawn = sample("train", 5, replace(WORLD, error_rate=0.0), "digit")
+    vocabulary, text = tiny_processor.vocabulary, drawn.response.text
+    arguments = (vocabulary, drawn.question.text, text)
+    short = branch_tokens(*arguments, (), rows=8, cols=8, start=11, reflect=False)
+    expected = np.tile(np.arange(11, 11 + len(short)), (3, 1))
+    np.testing.assert_array_equal(short.position_ids, expected)
+    head, tail = text[: text.index("<REFLECTION>")], text[text.index("<CONCLUSION>") :]
+    said = vocabulary.encode(head + tail, control=True)
+    assert short.input_ids[-len(said) :].tolist() == said
+    at = len(short) - len(vocabulary.encode(tail, control=True))
+    assert short.targets[at - 1] == vocabulary.controls["<REFLECTION>"]
+    following = [*short.input_ids[at + 1 :], vocabulary.controls["<|im_end|>"]]
+    assert short.targets[at:].tolist() == following
+    for spans, conclude in ((((0, 1),), True), ((), False)):
+        ended = branch_tokens(
+            *arguments, spans, rows=8, cols=8, start=11, reflect=False, conclude=conclude
+        )
+        assert len(ended) == at and ended.targets[-1] == vocabulary.controls["<REFLECTION>"]
 
 
 def test_wrong_entries_are_not_learned(tiny_vocabulary: Vocabulary) -> None:
