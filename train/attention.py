@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -39,10 +39,10 @@ class AttentionConfig:
     """What is asked. `world`: JSON of what differs from the default WorldConfig. A point of the
     mean curve needs `min_answers`. `inject`: embed or kv."""
 
-    split: str = "test-inverted"
+    split: Literal["train", "validation", "test", "test-inverted"] = "test-inverted"
     num_per_family: int = 10
     policy: str = "copy"
-    inject: str = "embed"
+    inject: Literal["embed", "kv"] = "embed"
     route_percent: float = 50.0
     max_tokens: int = 700
     batch: int = 8

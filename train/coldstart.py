@@ -1,6 +1,7 @@
 """Cold-start SFT: the whole model learns to answer, and to reflect after it looked again.
 
-`python -m train.coldstart --tower runs/pretrain/pretrain.pt --output runs/sft`: see `SftConfig`.
+`python -m train.coldstart --tower runs/pretrain/pretrain.pt --output runs/sft`: see
+`ColdStartConfig`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
@@ -36,7 +37,7 @@ from train.validate import quick_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SftConfig:
+class ColdStartConfig:
     """Cold-start SFT. In its first `short_steps` steps sequences leave their reflection out, which
     makes them half as long; without `conclude` the conclusion too.
 
@@ -66,7 +67,7 @@ class SftConfig:
     hard: bool = False
     train_tower: bool = True
     pictures: bool = True
-    reattention: str = "copy"
+    reattention: Literal["none", "copy"] = "copy"
     average_decay: float = 0.99
     save_every: int = 200
     num_validation: int = 100
@@ -157,7 +158,7 @@ def batch_loss(
 class Trainer:
     """The state of a run: model, weights, step; saved and restored as one file."""
 
-    def __init__(self, config: SftConfig, output: Path, tower: Path | None) -> None:
+    def __init__(self, config: ColdStartConfig, output: Path, tower: Path | None) -> None:
         self.config, self.output = config, output
         self.rank, self.world = join()
         own = "tokenizer" if self.rank == 0 else f"tokenizer-{self.rank}"
@@ -245,7 +246,7 @@ class Trainer:
         )
 
 
-def sft(config: SftConfig, output: Path, tower: Path | None) -> Path:
+def sft(config: ColdStartConfig, output: Path, tower: Path | None) -> Path:
     """The exported checkpoint's directory; goes on where an earlier run stopped."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "sft_config.json").write_text(json.dumps(asdict(config), indent=1))
@@ -274,13 +275,14 @@ def sft(config: SftConfig, output: Path, tower: Path | None) -> Path:
 
 
 @click.command()
-@config_options(SftConfig)
+@config_options(ColdStartConfig)
 @click.option("--tower", type=click.Path(exists=True, path_type=Path), help="from train.pretrain")
-@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True,
+              help="Directory of state, metrics and, in the end, what was trained.")  # fmt: skip
 def main(output: Path, tower: Path | None, **values: Any) -> None:
     """Train the whole model on LookWorld's responses."""
     keep_heap()
-    config = SftConfig(**values)
+    config = ColdStartConfig(**values)
     click.echo(json.dumps(asdict(config)), err=True)
     sft(config, output, tower)
 

@@ -64,8 +64,8 @@ class DistillConfig:
     batch: int = 16
     quorum: int = 2
     veto: str = "format"
-    on_reject: str = "correct"
-    split: str = "train"
+    on_reject: Literal["correct", "drop"] = "correct"
+    split: Literal["train", "validation"] = "train"
     first: int = 0
     world: str = "{}"
     reasoning_length: int = 3

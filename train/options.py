@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
+
+from train.setting_help import setting_help
 
 Config = TypeVar("Config", bound=Any)
 
@@ -16,6 +18,7 @@ def config_options(config: type[Any]) -> Callable[[Callable[..., Any]], Callable
     """A decorator that adds `--field-name` for every field, with the field's default."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(config)
         for field in reversed(fields(config)):
             assert field.default is not MISSING, f"{field.name}: a config field needs a default"
             name = field.name.replace("_", "-")
@@ -24,32 +27,53 @@ def config_options(config: type[Any]) -> Callable[[Callable[..., Any]], Callable
                 f"--{name}/--no-{name}" if boolean else f"--{name}",
                 default=field.default,
                 show_default=True,
-                type=None if boolean else type(field.default),
+                type=None if boolean else _shown(hints[field.name]),
+                help=setting_help(config, field.name),
             )(command)
         return command
 
     return decorate
 
 
-def setting_options(config: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def setting_options(
+    config: type[Any], presets: Mapping[str, Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that adds an option for each field of each part of a config of dataclasses.
 
-    None is the default of all of them: without one the preset's value holds (`with_settings`).
-    A field that may be None takes `none` for it.
+    None is the default of all of them: without one the preset's value holds (`with_settings`),
+    which the help shows for each of `presets`. A field that may be None takes `none` for it.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for part in reversed(fields(config)):
             hints = get_type_hints(get_type_hints(config)[part.name])
+            values = {name: asdict(preset)[part.name] for name, preset in presets.items()}
             for name, kind in reversed(hints.items()):
                 flag = name.replace("_", "-")
-                if kind is bool:
-                    command = click.option(f"--{flag}/--no-{flag}", default=None)(command)
-                else:
-                    command = click.option(f"--{flag}", type=_shown(kind), default=None)(command)
+                boolean = kind is bool
+                command = click.option(
+                    f"--{flag}/--no-{flag}" if boolean else f"--{flag}",
+                    type=None if boolean else _shown(kind),
+                    default=None,
+                    help=f"{setting_help(config, name)}  [{_by_preset(name, values)}]",
+                )(command)
         return command
 
     return decorate
+
+
+def _by_preset(field: str, values: Mapping[str, Mapping[str, Any]]) -> str:
+    """The values of a field in all presets; one where they agree."""
+    shown = {name: _plain(of[field]) for name, of in values.items()}
+    if len(set(shown.values())) == 1:
+        return f"default: {next(iter(shown.values()))}"
+    return ", ".join(f"{name}: {value}" for name, value in shown.items())
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shown(kind: Any) -> Any:

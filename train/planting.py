@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -49,10 +49,10 @@ class PlantingConfig:
     given beginning included.
     """
 
-    split: str = "test-inverted"
+    split: Literal["train", "validation", "test", "test-inverted"] = "test-inverted"
     num_per_family: int = 30
     policy: str = "copy"
-    inject: str = "embed"
+    inject: Literal["embed", "kv"] = "embed"
     route_percent: float = 50.0
     repeats: int = 1
     max_tokens: int = 700

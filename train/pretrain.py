@@ -127,7 +127,8 @@ def pretrain(config: PretrainConfig, output: Path) -> Path:
 
 @click.command()
 @config_options(PretrainConfig)
-@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True,
+              help="Directory of state, metrics and, in the end, what was trained.")  # fmt: skip
 def main(output: Path, **values: object) -> None:
     """Train the vision tower on labels for visual tokens."""
     keep_heap()

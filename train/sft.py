@@ -299,15 +299,19 @@ def sft(trainer: Trainer) -> Path:
 
 
 @click.command()
-@click.option("--ckpt", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True)
+@click.option("--ckpt", type=click.Path(exists=True, path_type=Path), required=True,
+              help="Checkpoint to begin with.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), required=True,
+              help="Directory of state, metrics and, in the end, the checkpoint.")  # fmt: skip
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="lookworld-tiny",
-              show_default=True)  # fmt: skip
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="JSONL  [LookWorld]")
-@click.option("--images", type=click.Path(exists=True, path_type=Path), help="beside --data")
-@click.option("--world", multiple=True, help="LookWorld's dials, such as reasoning_length=3")
-@click.option("--device", default="cpu", show_default=True)
-@setting_options(SftConfig)
+              show_default=True, help="Values of the settings that are not given.")  # fmt: skip
+@click.option("--data", type=click.Path(exists=True, path_type=Path),
+              help="JSONL of image, question and response.  [default: LookWorld]")  # fmt: skip
+@click.option("--images", type=click.Path(exists=True, path_type=Path),
+              help="What image names are relative to.  [default: beside --data]")  # fmt: skip
+@click.option("--world", multiple=True, help="LookWorld's dials, such as reasoning_length=3.")
+@click.option("--device", default="cpu", show_default=True, help="PyTorch's name of it.")
+@setting_options(SftConfig, PRESETS)
 def main(
     ckpt: Path,
     output: Path,

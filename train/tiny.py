@@ -13,19 +13,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from la_trt.files.atomic import atomic_directory
-from train.coldstart import SftConfig, sft
+from train.coldstart import ColdStartConfig, sft
 from train.command import run
 from train.parallel import join
 from train.precision import keep_heap
 from train.pretrain import PretrainConfig, pretrain
 
-Recipe = tuple[PretrainConfig, tuple[SftConfig, ...]]
+Reattention = Literal["copy", "none"]
+Recipe = tuple[PretrainConfig, tuple[ColdStartConfig, ...]]
 
-_ALL = SftConfig(lr=1.5e-3, scenes=12, decay_frac=0.0, error_rate=0.0, num_validation=0)
+_ALL = ColdStartConfig(lr=1.5e-3, scenes=12, decay_frac=0.0, error_rate=0.0, num_validation=0)
 _TEXT = replace(_ALL, steps=1000, short_steps=1000, questions=4, pictures=False, caption_weight=0.0)
 _SEE = replace(
     _ALL, steps=2000, short_steps=2000, questions=4, train_tower=False, caption_weight=1.0
@@ -68,7 +70,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe(name: str, seed: int, scale: float, reattention: str = "copy") -> Recipe:
+def recipe(name: str, seed: int, scale: float, reattention: Reattention = "copy") -> Recipe:
     """The configs of all stages; `scale` multiplies their steps (for a trial)."""
     first, stages = RECIPES[name]
 
@@ -91,7 +93,7 @@ def recipe(name: str, seed: int, scale: float, reattention: str = "copy") -> Rec
 
 
 @click.command()
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="The same seed, the same run.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="the checkpoint")
 @click.option("--runs", type=click.Path(path_type=Path), help="state and metrics  [OUTPUT-runs]")
 @click.option("--recipe", "name", type=click.Choice(list(RECIPES)), default="shipped",
@@ -100,7 +102,7 @@ def recipe(name: str, seed: int, scale: float, reattention: str = "copy") -> Rec
               show_default=True, help="put in before a reflection, in the last stage")  # fmt: skip
 @click.option("--scale", default=1.0, show_default=True, help="of the numbers of steps")
 def main(
-    seed: int, output: Path, runs: Path | None, name: str, reattention: str, scale: float
+    seed: int, output: Path, runs: Path | None, name: str, reattention: Reattention, scale: float
 ) -> None:
     """Train the small LookWorld checkpoint; goes on where an earlier run stopped."""
     keep_heap()

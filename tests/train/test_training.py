@@ -17,7 +17,7 @@ from la_trt.lookworld import WorldConfig, generate_scene, sample
 from la_trt.model.weights import load_model
 from la_trt.processor.tokenizer import Vocabulary
 from la_trt.tags import ALL_TAGS
-from train.coldstart import SftConfig, Trainer, batch_loss, sft, training_world
+from train.coldstart import ColdStartConfig, Trainer, batch_loss, sft, training_world
 from train.dense import HEADS, dense_loss, dense_score, dense_targets
 from train.muon import StackedMuon, orthogonalise
 from train.precision import MasterWeights
@@ -26,7 +26,7 @@ from train.questions import QuestionBatches
 from train.schedule import warmup_stable_decay
 from train.tokenizer import QWEN_CONTROLS
 
-TRIAL = SftConfig(
+TRIAL = ColdStartConfig(
     steps=30, short_steps=0, scenes=2, questions=2, warmup=5, num_validation=0, lr=2e-3
 )
 

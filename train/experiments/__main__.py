@@ -5,7 +5,7 @@ killed at any moment, the same command goes on, and on another machine it repeat
 that `docs/results/stages` holds. `--report-only` writes what there is.
 
 All variants start from a checkpoint that has never had a visual token put in (the shipped one
-has): `python -m train.tiny --reattention none` made it.
+has): `python -m train.tiny --recipe start --reattention none` made it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from la_trt.assets import TINY_CHECKPOINT
 from la_trt.errors import InputError, UsageError
 from la_trt.files.atomic import atomic_file
 from train.command import run
-from train.experiments.plan import SHIPPED, START, WORLD, PlanConfig, make_plan
+from train.experiments.plan import COPIES, START, WORLD, PlanConfig, make_plan
 from train.experiments.plots import draw_all
 from train.experiments.results import collect
 from train.experiments.runner import Runner, plan_table
@@ -31,9 +31,11 @@ from train.experiments.stages import Stage, chosen
 from train.experiments.tables import page
 
 COLD_START = Path("docs/results/start")
+# The same recipe with copies.
+COLD_START_COPIES = Path("docs/results/start-copies")
 MAKE_COLD_START = (
     "OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 "
-    "-m train.tiny --reattention none --seed 0 --output runs/cold-start"
+    "-m train.tiny --recipe start --reattention none --seed 0 --output runs/cold-start"
 )
 PICTURE = TINY_CHECKPOINT.parent / "images" / "count.png"
 
@@ -82,7 +84,7 @@ def main(
         world=WORLD | {name: json.loads(value) for name, value in map(_pair, dials)},
         sizes=tuple(name.removeprefix(f"{START}-") for name in more),
     )
-    inputs = {START: start, SHIPPED: TINY_CHECKPOINT, "picture": PICTURE, **more}
+    inputs = {START: start, COPIES: COLD_START_COPIES, "picture": PICTURE, **more}
 
     def made(stages: Sequence[Stage]) -> Runner:
         return Runner(stages, inputs, work, kept=results / "stages", keep_stale=keep_stale)

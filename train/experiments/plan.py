@@ -16,7 +16,8 @@ from typing import Any
 from la_trt.errors import UsageError
 from train.experiments.stages import Stage, in_order
 
-START, SHIPPED = "start", "shipped"
+# Inputs. The second was the shipped checkpoint once, and the keys of kept results have its name.
+START, COPIES = "start", "shipped"
 INVERTED = "test-inverted"
 SPLITS = ("test", INVERTED)
 
@@ -59,7 +60,7 @@ VARIANTS = (
     Variant(name="ROUTE 100", sft="route", policy="route", percent=100),
     Variant(name="random 50", sft="route", policy="random", percent=50),
     # Trained with copies from its first step: as many steps as the cold start had without.
-    Variant(name="COPY from nothing", sft=None, start=SHIPPED, policy="copy"),
+    Variant(name="COPY from nothing", sft=None, start=COPIES, policy="copy"),
 )
 # The comparison that the rest is beside: evaluated first, for every seed, before anything else.
 MAIN = ("text-only", "COPY", "ROUTE 50", "random 50")
@@ -144,7 +145,7 @@ def make_plan(config: PlanConfig) -> list[Stage]:
     variants and the test split seed by seed, then the dials. Only BRPO, which everything of its
     seed waits for, starts two seeds ahead, so that no core is idle."""
     training = {s.name: s for seed in config.seeds for s in _training(config, seed)}
-    for stage in (_bundle(f"{{@{START}}}"), _bundle(f"{{@{SHIPPED}}}")):
+    for stage in (_bundle(f"{{@{START}}}"), _bundle(f"{{@{COPIES}}}")):
         training[stage.name] = stage
     brpo = [training.pop(f"brpo-{seed}") for seed in config.seeds]
     points = dial_points(config)
