@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 
 TINY := la_trt/assets/tiny
 SAMPLE := la_trt/assets/images/count.png
-QUESTION := How many red objects do you see?
+QUESTION := How many red squares are there?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help

@@ -165,4 +165,6 @@ def _ask(model: LookAgain) -> Answer:
 
 
 def _one_line(error: BaseException) -> str:
-    return "; ".join(filter(None, map(str.strip, str(error).splitlines())))[:240]
+    """Of a message of ours, what to do stands in the second line."""
+    between = "; " if isinstance(error, LookAgainError) else " "
+    return between.join(filter(None, map(str.strip, str(error).splitlines())))[:240]
