@@ -146,6 +146,9 @@ async def sticky(port: int, asked: list[Question]) -> dict[str, Any]:
         "pictures": len(asked),
         "moved": sum(len(found) > 1 for found in replicas.values()),
         "replicas": len(set.union(*replicas.values())),
+        "pictures_of_each": sorted(
+            Counter(name for found in replicas.values() for name in found).values()
+        ),
     }
 
 
@@ -159,7 +162,7 @@ async def kill(
     started = time.perf_counter()
 
     async def kill_one() -> None:
-        # Stopped until each picture was asked about twice more, or every place waits for it: a
+        # Stopped until each picture was asked about once more, or every place waits for it: a
         # replica that dies between two requests would show nothing.
         nonlocal caught
         os.kill(pids[0], signal.SIGSTOP)
@@ -174,7 +177,7 @@ async def kill(
             in_flight += 1
             if number == num // 3:
                 killing = asyncio.create_task(kill_one())
-            if number == num // 3 + 2 * len(asked):
+            if number == num // 3 + len(asked) + AT_ONCE:  # they have begun, and were sent
                 all_asked.set()
             index = number % len(asked)
             body = request(asked[index], stream=number % 2 == 0, **fields)

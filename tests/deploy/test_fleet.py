@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.ray
 def test_no_accepted_request_is_lost(tmp_path: Path) -> None:
     output = tmp_path / "drill.json"
-    small = ["--requests", "60", "--pictures", "10", "--max-tokens", "32"]
+    small = ["--requests", "60", "--pictures", "20", "--max-tokens", "32"]
     command = [sys.executable, "-m", "benchmarks.fleet_drill", *small, "--output", str(output)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert output.exists(), done.stderr
