@@ -152,7 +152,8 @@ def _scores(samples: Sequence[Sample], answers: Sequence[Answer]) -> dict[str, A
     if existing:
         pope = pope_metrics(existing)
         scores["pope"] = {setting: asdict(value) for setting, value in pope.items()}
-        scores["pope_f1_mean"] = sum(value.f1 for value in pope.values()) / len(pope)
+        asked = [value.f1 for value in pope.values() if value.num_positives]
+        scores["pope_f1_mean"] = sum(asked) / len(asked) if asked else None
     described = [chair(a.conclusion, s.scene) for s, a in pairs if a.family == "describe"]
     if described:
         scores["chair"] = asdict(chair_metrics(described))

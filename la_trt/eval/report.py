@@ -9,7 +9,7 @@ from typing import Any
 from la_trt.errors import InputError
 from la_trt.eval.items import BadRow, Item, Score, Suite
 from la_trt.eval.lookworld import well_formed
-from la_trt.eval.stats import Unit, estimate, mcnemar_p, paired
+from la_trt.eval.stats import Unit, defined, estimate, mcnemar_p, paired
 from la_trt.eval.store import differences
 from la_trt.eval.suites import suite as suite_named
 
@@ -36,7 +36,7 @@ def make_report(
     if not rows:
         raise InputError("no question was answered, so there is nothing to report", name="E_RUN")
     units = [unit for unit, _ in rows]
-    metrics = suite.metrics(_categories(units))
+    metrics = defined(suite.metrics(_categories(units)), units)
     found = estimate(units, metrics, num_resamples=num_resamples, seed=seed)
     num_units = len({(item.category, item.unit) for item in items})
     return {
@@ -144,8 +144,8 @@ def compare(
             name="E_COMPARE",
         )
     units_a, units_b = _paired_units(a["units"], b["units"])
-    metrics = suite_named(a["suite"]).metrics(_categories(units_a))
     try:
+        metrics = defined(suite_named(a["suite"]).metrics(_categories(units_a)), units_a)
         found = paired(units_a, units_b, metrics, num_resamples=num_resamples, seed=seed)
     except KeyError as error:  # a count that this version adds up and the report lacks
         raise _damaged(error) from None

@@ -54,13 +54,25 @@ def divide(above: Array, below: Array) -> Array:
 class Metric:
     """A number made of sums. `scale`: what it is multiplied by in tables, 100 for percent.
 
-    `categories`: those it rests on; None: all units alike.
+    `categories`: those it rests on; None: all units alike. `needs`: a count of the questions
+    without which it says nothing, such as the positives of an F1.
     """
 
     name: str
     of: Callable[[Sums], Array]
     categories: tuple[str, ...] | None = None
+    needs: str | None = None
     scale: float = 100.0
+
+
+def defined(metrics: Sequence[Metric], units: Sequence[Unit]) -> list[Metric]:
+    """The metrics of whose `needs` these units have any."""
+
+    def has(metric: Metric, unit: Unit) -> bool:
+        within = metric.categories is None or unit.category in metric.categories
+        return within and unit.counts[metric.needs or ""] > 0
+
+    return [m for m in metrics if m.needs is None or any(has(m, unit) for unit in units)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

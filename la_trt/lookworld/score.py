@@ -102,7 +102,10 @@ def chair_metrics(rows: Iterable[tuple[int, int, float]]) -> Chair:
 
 @dataclass(frozen=True, slots=True)
 class Pope:
-    """POPE of one setting, all in 0..1; "Yes" is the positive class."""
+    """POPE of one setting, all in 0..1; "Yes" is the positive class.
+
+    Without positives precision, recall and F1 are 0 and say nothing.
+    """
 
     accuracy: float
     precision: float
@@ -110,6 +113,7 @@ class Pope:
     f1: float
     yes_frac: float
     num: int
+    num_positives: int
 
 
 def pope_metrics(rows: Iterable[tuple[str | None, str, str]]) -> dict[str, Pope]:
@@ -141,6 +145,7 @@ def _pope(rows: Sequence[tuple[bool, str]]) -> Pope:
         f1=2 * precision * recall / (precision + recall) if hit else 0.0,
         yes_frac=yes / len(rows),
         num=len(rows),
+        num_positives=positives,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from la_trt.errors import InputError
 from la_trt.eval.items import DataSource, take_evenly
+from la_trt.eval.report import compare, make_report
 from la_trt.eval.suites.mme import Mme
 from la_trt.eval.suites.pope import Pope
 from tests.eval.scripted import concluded, picture, report_of, values_of
@@ -216,3 +217,19 @@ def test_a_limit_keeps_pairs_and_takes_categories_in_turn(tmp_path: Path) -> Non
     ]
     assert len(take_evenly(items, 3)) == 6
     assert take_evenly(items, 99) == items == take_evenly(items, None)
+
+
+def test_a_setting_without_a_yes_has_no_f1(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    for setting, labels in (("random", ("no", "no")), ("popular", ("yes", "no", "yes"))):
+        rows = [pope_row(n, label) for n, label in enumerate(labels)]
+        lines(tmp_path / f"coco_pope_{setting}.json", rows)
+    suite, loaded = Pope(), Pope().load(DataSource(data=tmp_path))
+    answers = {i.id: {"text": concluded(i.expected)} for i in loaded.items}
+    settings: dict[str, Any] = {}
+    report = make_report(suite, loaded.items, answers, [], settings, seed=0, num_resamples=50)
+    scores = {name: score["value"] for name, score in report["scores"].items()}
+    assert scores["POPE F1, mean"] == scores["POPE F1, popular"] == 1.0
+    assert scores["POPE accuracy, random"] == 1.0 and scores["POPE yes share, random"] == 0.0
+    assert not {"POPE F1, random", "POPE recall, random", "POPE precision, random"} & set(scores)
+    assert compare(report, report, num_resamples=50)["scores"].keys() == scores.keys()

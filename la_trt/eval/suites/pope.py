@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from la_trt.eval.images import file_below, image_of
 from la_trt.eval.items import IMAGE, DataSource, Item, Loaded, Score, single
 from la_trt.eval.parse import final_answer, yes_no
@@ -79,14 +81,20 @@ def counts(yes: bool, said: str, item: Item) -> dict[str, float]:
 
 
 def pope_metrics(settings: Sequence[str], prefix: str = "") -> list[Metric]:
-    """Mean F1, then each setting's numbers; `prefix` goes before a setting's category."""
+    """Mean F1, then each setting's numbers; `prefix` goes before a setting's category.
+
+    A setting that asks for nothing that is there has no F1, precision or recall, and no part in
+    the mean.
+    """
     places = {setting: f"{prefix}{setting}" for setting in settings}
 
     def mean_f1(sums: Sums) -> Array:
-        scores = [f1(sums, (place,)) for place in places.values()]
-        return sum(scores[1:], scores[0]) / len(scores)
+        scores = np.stack([f1(sums, (place,)) for place in all_places])
+        has_positives = np.stack([sums.total("positive", (place,)) > 0 for place in all_places])
+        return divide((scores * has_positives).sum(axis=0), has_positives.sum(axis=0, dtype=float))
 
-    found = [Metric(name="POPE F1, mean", of=mean_f1, categories=tuple(places.values()))]
+    all_places = tuple(places.values())
+    found = [Metric(name="POPE F1, mean", of=mean_f1, categories=all_places, needs="positive")]
     for setting, place in places.items():
         for name, above, below in (
             ("F1", "", ""),
@@ -100,6 +108,7 @@ def pope_metrics(settings: Sequence[str], prefix: str = "") -> list[Metric]:
                     name=f"POPE {name}, {setting}",
                     of=_quotient(above, below, place) if above else _f1_of(place),
                     categories=(place,),
+                    needs="positive" if name in ("F1", "precision", "recall") else None,
                 )
             )
     return found
