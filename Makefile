@@ -12,8 +12,8 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 TINY := la_trt/assets/tiny
-SAMPLE := la_trt/assets/images/count.png
-QUESTION := How many red squares are there?
+SAMPLE := la_trt/assets/images/purple.png
+QUESTION := What number is written on the large purple star?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help
