@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from la_trt.api import LookAgain
 from la_trt.errors import UsageError
+
+Split = Literal["train", "validation", "test", "test-inverted"]
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

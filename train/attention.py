@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -21,11 +21,11 @@ import numpy as np
 from la_trt.api import LookAgain, make_options
 from la_trt.errors import UsageError
 from la_trt.eval.lookworld import EvalConfig, questions
-from la_trt.events import Result
+from la_trt.events import InjectKind, Result
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import Sample, chair, is_correct
 from la_trt.report.decay import explained, fit_laws, mean_curve, predicted_share, visual_share
-from train.answering import model_options, open_model, policy_flags
+from train.answering import Split, model_options, open_model, policy_flags
 from train.command import run
 from train.options import config_options
 from train.progress import RunLog
@@ -39,10 +39,10 @@ class AttentionConfig:
     """What is asked. `world`: JSON of what differs from the default WorldConfig. A point of the
     mean curve needs `min_answers`. `inject`: embed or kv."""
 
-    split: Literal["train", "validation", "test", "test-inverted"] = "test-inverted"
+    split: Split = "test-inverted"
     num_per_family: int = 10
     policy: str = "copy"
-    inject: Literal["embed", "kv"] = "embed"
+    inject: InjectKind = "embed"
     route_percent: float = 50.0
     max_tokens: int = 700
     batch: int = 8

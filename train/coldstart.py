@@ -35,6 +35,8 @@ from train.shape import tiny_model
 from train.tokenizer import padded_size, write_tokenizer
 from train.validate import quick_scores
 
+Reattention = Literal["none", "copy"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdStartConfig:
@@ -67,7 +69,7 @@ class ColdStartConfig:
     hard: bool = False
     train_tower: bool = True
     pictures: bool = True
-    reattention: Literal["none", "copy"] = "copy"
+    reattention: Reattention = "copy"
     average_decay: float = 0.99
     save_every: int = 200
     num_validation: int = 100

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,13 +22,11 @@ def config_options(config: type[Any]) -> Callable[[Callable[..., Any]], Callable
         hints = get_type_hints(config)
         for field in reversed(fields(config)):
             assert field.default is not MISSING, f"{field.name}: a config field needs a default"
-            name = field.name.replace("_", "-")
-            boolean = isinstance(field.default, bool)
-            command = click.option(
-                f"--{name}/--no-{name}" if boolean else f"--{name}",
+            command = _option(
+                field.name,
+                hints[field.name],
                 default=field.default,
                 show_default=True,
-                type=None if boolean else _shown(hints[field.name]),
                 help=setting_help(config, field.name),
             )(command)
         return command
@@ -47,24 +46,67 @@ def setting_options(
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for part in reversed(fields(config)):
             hints = get_type_hints(get_type_hints(config)[part.name])
-            values = {name: asdict(preset)[part.name] for name, preset in presets.items()}
+            parts = {name: getattr(preset, part.name) for name, preset in presets.items()}
             for name, kind in reversed(hints.items()):
-                flag = name.replace("_", "-")
-                boolean = kind is bool
-                command = click.option(
-                    f"--{flag}/--no-{flag}" if boolean else f"--{flag}",
-                    type=None if boolean else _shown(kind),
-                    default=None,
-                    help=f"{setting_help(config, name)}  [{_by_preset(name, values)}]",
-                )(command)
+                text = f"{setting_help(config, name)}  [{_by_preset(name, parts)}]"
+                command = _option(name, kind, default=None, help=text)(command)
         return command
 
     return decorate
 
 
-def _by_preset(field: str, values: Mapping[str, Mapping[str, Any]]) -> str:
-    """The values of a field in all presets; one where they agree."""
-    shown = {name: _plain(of[field]) for name, of in values.items()}
+def run_options(presets: Mapping[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that adds what a training from a checkpoint takes beside data and settings."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(
+            (
+                click.option(
+                    "--ckpt",
+                    type=click.Path(exists=True, path_type=Path),
+                    required=True,
+                    help="Checkpoint to begin with.",
+                ),
+                click.option(
+                    "--output",
+                    type=click.Path(path_type=Path),
+                    required=True,
+                    help="Directory of state, metrics and, in the end, the checkpoint.",
+                ),
+                click.option(
+                    "--preset",
+                    type=click.Choice(list(presets)),
+                    default="lookworld-tiny",
+                    show_default=True,
+                    help="Values of the settings that are not given.",
+                ),
+                click.option(
+                    "--world",
+                    multiple=True,
+                    help="LookWorld's dials, such as clutter=0.5, or JSON of several; repeatable.",
+                ),
+                click.option(
+                    "--device", default="cpu", show_default=True, help="PyTorch's name of it."
+                ),
+            )
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _option(name: str, kind: Any, **more: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`click.option` of a field of that type."""
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", **more)
+    return click.option(flag, type=_shown(kind), **more)
+
+
+def _by_preset(field: str, parts: Mapping[str, Any]) -> str:
+    """The values of a field in all presets' parts; one where they agree."""
+    shown = {name: _plain(getattr(part, field)) for name, part in parts.items()}
     if len(set(shown.values())) == 1:
         return f"default: {next(iter(shown.values()))}"
     return ", ".join(f"{name}: {value}" for name, value in shown.items())

@@ -15,16 +15,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from la_trt.api import LookAgain, make_options
 from la_trt.errors import UsageError
+from la_trt.events import InjectKind
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import FAMILIES, Sample, WorldConfig, is_correct, sample
 from la_trt.tags import parse_tags
-from train.answering import model_options, open_model, policy_flags
+from train.answering import Split, model_options, open_model, policy_flags
 from train.command import run
 from train.looking import Looks, looks, summarise
 from train.options import config_options
@@ -49,10 +50,10 @@ class PlantingConfig:
     given beginning included.
     """
 
-    split: Literal["train", "validation", "test", "test-inverted"] = "test-inverted"
+    split: Split = "test-inverted"
     num_per_family: int = 30
     policy: str = "copy"
-    inject: Literal["embed", "kv"] = "embed"
+    inject: InjectKind = "embed"
     route_percent: float = 50.0
     repeats: int = 1
     max_tokens: int = 700

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from la_trt.errors import UsageError
+from la_trt.events import InjectKind
 from la_trt.reattention.policy import Policy, preset, resolve_policy
 from train.trainee import OptimConfig
 
@@ -35,7 +36,7 @@ class LookConfig:
     """
 
     reattention: Literal["none", "copy", "route"] = "copy"
-    inject: Literal["embed", "kv"] = "embed"
+    inject: InjectKind = "embed"
     route_percent: float = 50.0
     max_reflections: int = 8
 

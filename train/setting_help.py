@@ -33,15 +33,13 @@ _COMMON = {
     "train_vision": "Train vision tower and merger too.",
     "only_tag_rows": "Of embedding and head train the rows of the added tokens alone.",
     "recompute": "Recompute activations in the backward pass: less memory, more time.",
-    "policy": "What looks again while answers are made: a preset (copy, route, random, vision, "
-    "text, never) or FILE.yaml.",
+    "policy": "What looks again: a preset (copy, route, random, vision, text, never) or FILE.yaml.",
     "temperature": "Of the answers that are drawn; 0: the most likely token, always.",
     "max_tokens": "Tokens of an answer, at most.",
     "batch": "Answers that are decoded at once.",
     "num_per_family": "Questions of each family, the split's first ones.",
     "split": "Which of LookWorld's questions.",
-    "world": "LookWorld's dials that differ from the default: clutter=0.5,prior_strength=0, or "
-    "JSON.",
+    "world": "LookWorld's dials that differ: one, such as clutter=0.5, or JSON of several.",
     "warmup": "Steps over which the rate rises.",
     "reasoning_length": "How much a written reasoning says of the picture.",
     "num_validation": "LookWorld questions of a validation.",
@@ -79,7 +77,6 @@ _OWN = {
         "steps": "Optimizer steps; 0: --epochs times the rows of --data.",
     },
     "ColdStartConfig": {
-        "steps": "Optimizer steps.",
         "short_steps": "First steps, whose sequences leave the reflection out.",
         "scenes": "Pictures of a step.",
         "questions": "Questions about each picture.",
@@ -92,7 +89,6 @@ _OWN = {
         "hard": "Ask the families that take longest to learn most.",
         "conclude": "Let sequences without a reflection conclude.",
         "average_decay": "Of the mean of the weights that is exported; 0: the last weights.",
-        "reattention": "What is put in before each <REFLECTION>: none or copy (embed).",
     },
     "PretrainConfig": {
         "batch": "Pictures of a step.",
@@ -109,15 +105,11 @@ _OWN = {
         "first": "LookWorld: number of the first question.",
     },
     "PlantingConfig": {
-        "policy": "What looks again: a preset (copy, route, random, vision, text, never) or "
-        "FILE.yaml.",
         "repeats": "Times that the given reasoning is said, so that the reflection stands farther "
         "from the image.",
         "max_tokens": "Tokens of an answer, its given beginning included.",
     },
     "AttentionConfig": {
-        "policy": "What looks again: a preset (copy, route, random, vision, text, never) or "
-        "FILE.yaml.",
         "min_answers": "Answers that a point of the mean curve needs.",
     },
 }
@@ -125,5 +117,4 @@ _OWN = {
 
 def setting_help(config: type, name: str) -> str:
     """The text of a field of a command's config class. Raises KeyError where none is written."""
-    own = _OWN.get(config.__name__, {})
-    return own[name] if name in own else _COMMON[name]
+    return (_COMMON | _OWN.get(config.__name__, {}))[name]

@@ -32,7 +32,7 @@ from train.checkpointing import load_state, save_state, seed_generators
 from train.coldstart import training_world
 from train.command import run
 from train.learner import Learner
-from train.options import setting_options, with_settings
+from train.options import run_options, setting_options, with_settings
 from train.parallel import join
 from train.precision import fast_attention, keep_heap
 from train.presets_sft import PRESETS, SftConfig
@@ -299,18 +299,11 @@ def sft(trainer: Trainer) -> Path:
 
 
 @click.command()
-@click.option("--ckpt", type=click.Path(exists=True, path_type=Path), required=True,
-              help="Checkpoint to begin with.")  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), required=True,
-              help="Directory of state, metrics and, in the end, the checkpoint.")  # fmt: skip
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="lookworld-tiny",
-              show_default=True, help="Values of the settings that are not given.")  # fmt: skip
+@run_options(PRESETS)
 @click.option("--data", type=click.Path(exists=True, path_type=Path),
               help="JSONL of image, question and response.  [default: LookWorld]")  # fmt: skip
 @click.option("--images", type=click.Path(exists=True, path_type=Path),
               help="What image names are relative to.  [default: beside --data]")  # fmt: skip
-@click.option("--world", multiple=True, help="LookWorld's dials, such as reasoning_length=3.")
-@click.option("--device", default="cpu", show_default=True, help="PyTorch's name of it.")
 @setting_options(SftConfig, PRESETS)
 def main(
     ckpt: Path,

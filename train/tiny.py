@@ -13,18 +13,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from la_trt.files.atomic import atomic_directory
-from train.coldstart import ColdStartConfig, sft
+from train.coldstart import ColdStartConfig, Reattention, sft
 from train.command import run
 from train.parallel import join
 from train.precision import keep_heap
 from train.pretrain import PretrainConfig, pretrain
 
-Reattention = Literal["copy", "none"]
 Recipe = tuple[PretrainConfig, tuple[ColdStartConfig, ...]]
 
 _ALL = ColdStartConfig(lr=1.5e-3, scenes=12, decay_frac=0.0, error_rate=0.0, num_validation=0)
