@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,17 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-async def post(port: int, body: dict[str, Any], *, leave_after: int | None = None) -> Reply:
-    """Send a chat request; leaves after so many chunks of a stream if `leave_after` is given."""
+async def post(
+    port: int,
+    body: dict[str, Any],
+    *,
+    leave_after: int | None = None,
+    on_headers: Callable[[Reply], Any] | None = None,
+) -> Reply:
+    """Send a chat request; leaves after so many chunks of a stream if `leave_after` is given.
+
+    `on_headers` gets the reply as soon as its headers are in.
+    """
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     try:
@@ -112,6 +121,8 @@ async def post(port: int, body: dict[str, Any], *, leave_after: int | None = Non
         while line := (await reader.readline()).decode("latin-1").strip():
             name, _, value = line.partition(":")
             reply.headers[name.lower()] = value.strip()
+        if on_headers is not None:
+            on_headers(reply)
         if body.get("stream") and status == 200:
             await _read_stream(reader, reply, started, leave_after)
         else:

@@ -20,6 +20,6 @@ def test_no_accepted_request_is_lost(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert output.exists(), done.stderr
     found = json.loads(output.read_text())
-    assert found["kill"]["requests"] == 60 and len(found["checks"]) >= 8
+    assert found["kill"]["requests"] >= 60 and len(found["checks"]) >= 8
     assert all(found["checks"].values()), found
     assert done.returncode == 0
