@@ -31,7 +31,7 @@ from train.questions import QuestionBatches
 from train.scenes import loader
 from train.schedule import warmup_stable_decay
 from train.sequences import IGNORE
-from train.shape import tiny_model
+from train.shape import NUM_LAYERS, tiny_model
 from train.tokenizer import padded_size, write_tokenizer
 from train.validate import quick_scores
 
@@ -43,8 +43,8 @@ class ColdStartConfig:
     """Cold-start SFT. In its first `short_steps` steps sequences leave their reflection out, which
     makes them half as long; without `conclude` the conclusion too.
 
-    `dense`: weight of the labels for visual tokens; `caption_weight`: of a caption's tokens.
-    `reattention`: none or copy (embed).
+    `layers`: of the decoder. `dense`: weight of the labels for visual tokens; `caption_weight`:
+    of a caption's tokens. `reattention`: none or copy (embed).
     `error_rate`: of reasonings that err until the reflection, `caption_error_frac` of these from
     the caption on. `hard`: the families that take longest to learn are asked most. Without
     `train_tower` the vision tower stays as it is. Without `pictures` the decoder alone learns to
@@ -52,6 +52,7 @@ class ColdStartConfig:
     """
 
     seed: int = 0
+    layers: int = NUM_LAYERS
     steps: int = 2400
     short_steps: int = 1200
     conclude: bool = True
@@ -104,9 +105,11 @@ def training_world(
     )
 
 
-def make_model(vocabulary: Vocabulary, seed: int, tower: Path | None) -> tuple[QwenVL, DenseHeads]:
+def make_model(
+    vocabulary: Vocabulary, seed: int, tower: Path | None, num_layers: int = NUM_LAYERS
+) -> tuple[QwenVL, DenseHeads]:
     """A fresh model and dense heads; the tower and the heads from a file of `pretrain`."""
-    config = tiny_model(padded_size(vocabulary), vocabulary.controls)
+    config = tiny_model(padded_size(vocabulary), vocabulary.controls, num_layers)
     model = QwenVL(config)
     torch.manual_seed(seed)
     model.initialize(seed)
@@ -165,7 +168,7 @@ class Trainer:
         self.rank, self.world = join()
         own = "tokenizer" if self.rank == 0 else f"tokenizer-{self.rank}"
         self.vocabulary = write_tokenizer(output / own)
-        self.model, self.heads = make_model(self.vocabulary, config.seed, tower)
+        self.model, self.heads = make_model(self.vocabulary, config.seed, tower, config.layers)
         self.weights = MasterWeights(
             {"model": self.model, "heads": self.heads}, weight_decay=config.weight_decay
         )

@@ -77,6 +77,7 @@ _OWN = {
         "steps": "Optimizer steps; 0: --epochs times the rows of --data.",
     },
     "ColdStartConfig": {
+        "layers": "Of the decoder.",
         "short_steps": "First steps, whose sequences leave the reflection out.",
         "scenes": "Pictures of a step.",
         "questions": "Questions about each picture.",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from la_trt.config import ModelConfig, TextConfig, VisionConfig
 
+NUM_LAYERS = 6
+
 
 def tiny_vision() -> VisionConfig:
     """Four blocks of 160, windows of 112 pixels, every second block over the whole image."""
@@ -20,14 +22,16 @@ def tiny_vision() -> VisionConfig:
     )
 
 
-def tiny_model(vocab_size: int, control_ids: Mapping[str, int]) -> ModelConfig:
-    """Six decoder layers of 256 with grouped-query attention (4 heads on 2), tied head."""
+def tiny_model(
+    vocab_size: int, control_ids: Mapping[str, int], num_layers: int = NUM_LAYERS
+) -> ModelConfig:
+    """`num_layers` decoder layers of 256, grouped-query attention (4 heads on 2), tied head."""
     return ModelConfig(
         text=TextConfig(
             vocab_size=vocab_size,
             hidden_size=256,
             intermediate_size=512,
-            num_hidden_layers=6,
+            num_hidden_layers=num_layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=64,

@@ -22,6 +22,7 @@ from train.command import run
 from train.parallel import join
 from train.precision import keep_heap
 from train.pretrain import PretrainConfig, pretrain
+from train.shape import NUM_LAYERS
 
 Recipe = tuple[PretrainConfig, tuple[ColdStartConfig, ...]]
 
@@ -68,7 +69,13 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe(name: str, seed: int, scale: float, reattention: Reattention = "copy") -> Recipe:
+def recipe(
+    name: str,
+    seed: int,
+    scale: float,
+    reattention: Reattention = "copy",
+    layers: int = NUM_LAYERS,
+) -> Recipe:
     """The configs of all stages; `scale` multiplies their steps (for a trial)."""
     first, stages = RECIPES[name]
 
@@ -82,6 +89,7 @@ def recipe(name: str, seed: int, scale: float, reattention: Reattention = "copy"
                 s,
                 seed=seed,
                 reattention=reattention,
+                layers=layers,
                 steps=steps(s.steps),
                 short_steps=round(s.short_steps * scale),
             )
@@ -98,14 +106,22 @@ def recipe(name: str, seed: int, scale: float, reattention: Reattention = "copy"
               show_default=True, help="start: that of the experiments' cold start")  # fmt: skip
 @click.option("--reattention", type=click.Choice(["copy", "none"]), default="copy",
               show_default=True, help="put in before a reflection, in the last stage")  # fmt: skip
+@click.option("--layers", type=click.IntRange(min=1), default=NUM_LAYERS, show_default=True,
+              help="of the decoder")  # fmt: skip
 @click.option("--scale", default=1.0, show_default=True, help="of the numbers of steps")
 def main(
-    seed: int, output: Path, runs: Path | None, name: str, reattention: Reattention, scale: float
+    seed: int,
+    output: Path,
+    runs: Path | None,
+    name: str,
+    reattention: Reattention,
+    layers: int,
+    scale: float,
 ) -> None:
     """Train the small LookWorld checkpoint; goes on where an earlier run stopped."""
     keep_heap()
     runs = runs or output.with_name(output.name + "-runs")
-    first, stages = recipe(name, seed, scale, reattention)
+    first, stages = recipe(name, seed, scale, reattention, layers)
     started = time.monotonic()
     tower = pretrain(first, runs / "pretrain")
     pretrained = time.monotonic()

@@ -24,6 +24,7 @@ from train.precision import MasterWeights
 from train.pretrain import PretrainConfig, pretrain
 from train.questions import QuestionBatches
 from train.schedule import warmup_stable_decay
+from train.tiny import recipe
 from train.tokenizer import QWEN_CONTROLS
 
 TRIAL = ColdStartConfig(
@@ -165,6 +166,13 @@ def test_resuming_goes_on_where_it_stopped(trained: tuple[Trainer, list[float]])
     assert ours == pytest.approx(theirs, rel=1e-6)
     for name, master in trainer.weights.masters.items():
         torch.testing.assert_close(master, resumed.weights.masters[name], atol=1e-6, rtol=0)
+
+
+def test_a_shallower_decoder_is_trained_in_every_stage_and_exported(tmp_path: Path) -> None:
+    assert {stage.layers for stage in recipe("start", 0, 1.0, layers=2)[1]} == {2}
+    checkpoint = sft(replace(TRIAL, layers=2, steps=1), tmp_path, None)
+    assert open_checkpoint(checkpoint).config.text.num_hidden_layers == 2
+    load_model(checkpoint)
 
 
 def test_export_opens_strictly_here_and_in_transformers(
