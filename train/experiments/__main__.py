@@ -33,6 +33,8 @@ from train.experiments.tables import page
 COLD_START = Path("docs/results/start")
 # The same recipe with copies.
 COLD_START_COPIES = Path("docs/results/start-copies")
+# The same without copies and with half the decoder's layers.
+SIZES = ("layers-3=docs/results/start-layers-3",)
 MAKE_COLD_START = (
     "OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 "
     "-m train.tiny --recipe start --reattention none --seed 0 --output runs/cold-start"
@@ -43,7 +45,8 @@ PICTURE = TINY_CHECKPOINT.parent / "images" / "count.png"
 @click.command()
 @click.option("--start", type=click.Path(path_type=Path), default=COLD_START, show_default=True,
               help="cold-start checkpoint of all variants, trained without copies")  # fmt: skip
-@click.option("--size", "sizes", multiple=True, metavar="NAME=DIR",
+@click.option("--size", "sizes", multiple=True, metavar="NAME=DIR", default=SIZES,
+              show_default=True,
               help="a cold-start checkpoint of another size; repeatable")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/experiments"),
               show_default=True, help="where the stages' files go")  # fmt: skip
