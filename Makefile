@@ -109,7 +109,7 @@ bench: $(VENV)/.run ## measure the shipped model under every policy
 	$(BIN)/la-trt build --ckpt $(TINY) --output $(BUNDLE)
 	$(BIN)/la-trt bench --engine $(BUNDLE) --plot out/bench.png
 
-experiments: $(VENV)/.test ## train and measure every variant (hours, goes on where it was): docs/results
+experiments: $(VENV)/.test ## train and measure every variant (8 h of 2 cores, goes on where it was): docs/results
 	$(BIN)/python -m train.experiments $(EXPERIMENTS_ARGS)
 
 clean: ## remove everything that was made, .venv included
