@@ -124,6 +124,7 @@ async def drill(port: int, args: dict[str, Any], options: argparse.Namespace) ->
     await deploy(args | {"min_replicas": 2, "max_replicas": 2})
     alone = [await post(port, request(q, **fields)) for q in asked]
     assert all(reply.status == 200 for reply in alone), [reply.status for reply in alone]
+    assert len({reply.headers[HEADER] for reply in alone}) == 2, "one replica has every picture"
     found = {"sticky": await sticky(port, asked)}
     found["kill"] = await kill(port, asked, alone, fields, options.requests)
     found["update"] = await update(port, asked, fields, args, options.requests // 3)
