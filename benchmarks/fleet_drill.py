@@ -161,9 +161,8 @@ async def kill(
     """What becomes of `num` requests, or more, when a replica gets SIGKILL after a third."""
     pids, names = replica_pids(), {reply.headers[HEADER] for reply in alone}
     numbers, answers = itertools.count(), list[tuple[int, Reply]]()
-    streams, begun = set[int](), dict[int, Reply]()  # by number: those that run, their answers
+    streams = dict[int, Reply]()  # by number: those that have begun and not ended
     third, killed = asyncio.Event(), asyncio.Event()
-    held: set[int] = set()
     started = time.perf_counter()
 
     async def client() -> None:
@@ -172,30 +171,30 @@ async def kill(
                 third.set()
             index, stream = number % len(asked), number % 2 == 0
             body = request(asked[index], stream=stream, **fields)
-            note = functools.partial(begun.__setitem__, number)
-            if stream:
-                streams.add(number)
+            note = functools.partial(streams.__setitem__, number) if stream else None
             answers.append((index, await post(port, body, on_headers=note)))
-            streams.discard(number)
+            streams.pop(number, None)
 
-    async def kill_one() -> None:
-        # A request that the replica has not begun is given to another by Ray itself: only an
-        # answer that both have begun and none has ended shows what the relay does.
-        nonlocal held
+    async def kill_one() -> list[Reply]:
+        # The streams that it cut. A request that the replica has not begun is given to another by
+        # Ray itself: only an answer that has begun and not ended shows what the relay does.
         await third.wait()
+        held = list[Reply]()
         while not held:
-            while {begun[n].headers[HEADER] for n in streams & begun.keys()} != names:
+            while {reply.headers[HEADER] for reply in streams.values()} != names:
                 await asyncio.sleep(0.005)
-            running = streams & begun.keys()
+            running = dict(streams)
             os.kill(pids[0], signal.SIGSTOP)
             await asyncio.sleep(_STOPPED_S)  # what the other one holds ends
-            held = streams & running
+            held = [running[number] for number in running.keys() & streams.keys()]
             os.kill(pids[0], signal.SIGKILL if held else signal.SIGCONT)
         killed.set()
+        return held
 
     async with asyncio.TaskGroup() as tasks:
-        for one in (kill_one(), *(client() for _ in range(AT_ONCE))):
-            tasks.create_task(one)
+        killing = tasks.create_task(kill_one())
+        for _ in range(AT_ONCE):
+            tasks.create_task(client())
     seconds = time.perf_counter() - started
     await until(lambda: len(replica_pids()) == 2)
     replies = [reply for _, reply in answers]
@@ -211,7 +210,7 @@ async def kill(
         "statuses": dict(Counter(str(reply.status) for reply in replies)),
         "not_answered": sum(reply.status not in (200, 429) for reply in replies),
         "other_answers": len(said) - sum(said),
-        "streams_cut": sum(begun[number].headers[HEADER] in lost for number in held),
+        "streams_cut": sum(reply.headers[HEADER] in lost for reply in killing.result()),
         "asked_again": sum(reply.headers.get(ATTEMPT, "1") != "1" for reply in replies),
         "new_replicas": len(set(replica_pids()) - set(pids)),
         "slowest_s": round(max(reply.seconds for reply in replies), 2),
