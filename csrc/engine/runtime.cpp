@@ -16,18 +16,30 @@ void Runtime::quantise(const Matrix& matrix, const float* x, int m) {
     rows(m, [&](int first, int last) {
         const int64_t at = first * blocks;
         kernels_.quantise({x + int64_t{first} * matrix.k, codes_.data() + at * kBlock,
-                           scale_.data() + at, sum_.data() + at, last - first, matrix.k, matrix.k});
+                           scale_.data() + at, sum_.data() + at, last - first, matrix.k, matrix.k,
+                           largest_code(matrix.type)});
+    });
+}
+
+void Runtime::pack_rows(const Matrix& matrix, int m) {
+    const int panels = num_panels(m);
+    grown(panels_, static_cast<size_t>(panels) * num_blocks(matrix.k));
+    rows(panels, [&](int first, int last) {
+        kernels_.pack_rows(
+            {codes_.data(), scale_.data(), panels_.data(), m, matrix.k, first, last});
     });
 }
 
 void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate) {
-    if (matrix.type == WeightType::int8 || matrix.type == WeightType::int4) {
-        quantise(matrix, x, m);
-    }
-    const LinearParams all = {matrix.w,      matrix.scale, matrix.bias, x, codes_.data(),
-                              scale_.data(), sum_.data(),  y,           m, matrix.n,
-                              matrix.k,      matrix.k,     matrix.n,    0, num_tiles(matrix.n),
-                              accumulate};
+    const bool codes = matrix.type == WeightType::int8 || matrix.type == WeightType::int4;
+    if (codes) quantise(matrix, x, m);
+    const bool panels = matrix.type == WeightType::int4 && m >= kPanelsFrom &&
+                        kernels_.linear_int4_panels != nullptr;
+    if (panels) pack_rows(matrix, m);
+    const LinearParams all = {matrix.w,      matrix.scale,  matrix.bias, x, codes_.data(),
+                              scale_.data(), sum_.data(),   y,           m, matrix.n,
+                              matrix.k,      matrix.k,      matrix.n,    0, num_tiles(matrix.n),
+                              accumulate,    panels_.data()};
     // Several pieces a thread, so that one that is held up leaves its share to the others.
     const int tiles = all.tile_end, threads = num_threads();
     const int piece = threads == 1 ? tiles : std::max(1, tiles / (threads * 8));
@@ -35,7 +47,8 @@ void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool
         LinearParams part = all;
         part.tile_begin = i * piece;
         part.tile_end = std::min(tiles, (i + 1) * piece);
-        kernels_.linear[static_cast<int>(matrix.type)](part);
+        panels ? kernels_.linear_int4_panels(part)
+               : kernels_.linear[static_cast<int>(matrix.type)](part);
     });
 }
 

@@ -54,12 +54,14 @@ class Runtime {
 
  private:
     void quantise(const Matrix& matrix, const float* x, int m);
+    void pack_rows(const Matrix& matrix, int m);
 
     const Kernels& kernels_;
     std::shared_ptr<ThreadPool> pool_;
     std::vector<int8_t> codes_;
     std::vector<float> scale_;
     std::vector<int32_t> sum_;
+    std::vector<PanelBlock> panels_;
 };
 
 // A vector that only grows, and does not copy what it held.

@@ -2,7 +2,7 @@
 #include <stdexcept>
 
 #include "kernels/cpu/reference.h"
-#include "tests/pack.h"
+#include "tests/layer.h"
 
 using namespace latrt;
 using test::poison;
@@ -43,7 +43,7 @@ Input make_input(test::Random& random, WeightType type, const Shape& s) {
             const size_t block = row * blocks + i / kBlock;
             float value = random.uniform(-1, 1);
             if (type == WeightType::int8 || type == WeightType::int4) {
-                const int code = random.integer(-127, 127);
+                const int most = largest_code(type), code = random.integer(-most, most);
                 input.codes[block * kBlock + i % kBlock] = int8_t(code);
                 input.sum[block] += code;
                 value = float(code) * input.scale[block];
@@ -123,9 +123,9 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
             const std::vector<uint8_t> w8(16 * k, uint8_t(sign * 127 + 128));
             const std::vector<uint8_t> w4(16 * k / 2, sign < 0 ? 0x00 : 0xff);
             const std::vector<uint16_t> one(16 * blocks, 0x3c00);
-            const std::vector<int8_t> x(k, 127);
+            std::vector<int8_t> x(k, 127);
             const std::vector<float> scale(blocks, 1.0f);
-            const std::vector<int32_t> sum(blocks, 32 * 127);
+            std::vector<int32_t> sum(blocks, 32 * 127);
             std::vector<float> y = poison(16);
             LinearParams p = {w8.data(),  one.data(), nullptr, nullptr, x.data(), scale.data(),
                               sum.data(), y.data(),   1,       16,      k,        k,
@@ -133,8 +133,54 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
             kernels->linear[int(WeightType::int8)](p);
             for (float value : y) CHECK(value == float(sign * 127 * 127 * k));
             p.w = w4.data();
-            kernels->linear[int(WeightType::int4)](p);
-            for (float value : y) CHECK(value == float((sign < 0 ? -8 : 7) * 127 * k));
+            for (const int8_t code : {int8_t(120), int8_t(-120)}) {
+                std::fill(x.begin(), x.end(), code);
+                std::fill(sum.begin(), sum.end(), 32 * code);
+                kernels->linear[int(WeightType::int4)](p);
+                const float want = float((sign < 0 ? -8 : 7) * code * k);
+                for (float value : y) CHECK(value == want);
+                if (kernels->linear_int4_panels == nullptr) continue;
+                std::vector<PanelBlock> panels(static_cast<size_t>(blocks));
+                kernels->pack_rows({x.data(), scale.data(), panels.data(), 1, k, 0, 1});
+                p.panels = panels.data();
+                y = poison(16);
+                p.y = y.data();
+                kernels->linear_int4_panels(p);
+                for (float value : y) CHECK(value == want);
+            }
+        }
+    }
+}
+
+TEST(linear_panels_give_the_bits_of_rows) {
+    constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 256, 257, 300};
+    constexpr int kInputs[] = {1, 31, 32, 33, 64, 255, 256, 257, 288, 511, 512, 513, 1100};
+    for (const Kernels* kernels : test::levels()) {
+        if (kernels->linear_int4_panels == nullptr) continue;
+        uint64_t seed = 0;
+        for (const int m : kRows) {
+            for (const int k : kInputs) {
+                const int n = 1 + int(seed * 13 % 150), panels = num_panels(m);
+                test::Layer layer = test::make_layer(WeightType::int4, seed, m, n, k);
+                const std::vector<float> want =
+                    test::answer(kernels->linear[int(WeightType::int4)], layer);
+                std::vector<PanelBlock> packed(size_t(panels) * num_blocks(k));
+                std::memset(static_cast<void*>(packed.data()), 0xff,
+                            packed.size() * sizeof(PanelBlock));
+                PackRowsParams rows = {
+                    layer.codes.data(), layer.scale.data(), packed.data(), m, k, 0, panels / 2};
+                kernels->pack_rows(rows);
+                rows.panel_begin = panels / 2, rows.panel_end = panels;
+                kernels->pack_rows(rows);
+                layer.params.panels = packed.data();
+                const std::vector<float> got = test::answer(kernels->linear_int4_panels, layer);
+                if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) != 0) {
+                    test::fail(__FILE__, __LINE__,
+                               "M=" + std::to_string(m) + " N=" + std::to_string(n) +
+                                   " K=" + std::to_string(k) + ": differs");
+                }
+                ++seed;
+            }
         }
     }
 }
@@ -160,20 +206,22 @@ TEST(linear_quantise_rounds_to_the_nearest_code) {
     for (const Kernels* kernels : test::levels()) {
         for (uint64_t seed = 0; seed < 60; ++seed) {
             test::Random random(seed);
+            const int largest = largest_code(seed % 2 == 0 ? WeightType::int8 : WeightType::int4);
             const int m = random.size(5), k = random.size(300), blocks = num_blocks(k);
             const std::vector<float> x = random.floats(size_t(m) * k, -3, 3);
             std::vector<int8_t> codes(size_t(m) * blocks * kBlock, 99);
             std::vector<float> scale = poison(size_t(m) * blocks);
             std::vector<int32_t> sum(size_t(m) * blocks, -1);
-            kernels->quantise({x.data(), codes.data(), scale.data(), sum.data(), m, k, k});
+            kernels->quantise({x.data(), codes.data(), scale.data(), sum.data(), m, k, k, largest});
             std::vector<int> want;
             std::vector<float> want_scale;
-            reference::quantise(x, m, k, want, want_scale);
+            reference::quantise(x, m, k, largest, want, want_scale);
             for (int row = 0; row < m; ++row) {
                 for (int i = 0; i < blocks * kBlock; ++i) {
                     const size_t block = size_t(row) * blocks + i / kBlock;
                     const int code = codes[block * kBlock + i % kBlock];
                     sum[block] -= code;
+                    CHECK(std::abs(code) <= largest);
                     const float value = i < k ? x[size_t(row) * k + i] : 0.0f;
                     CHECK(std::fabs(value - float(code) * scale[block]) <= 0.5001f * scale[block]);
                     if (i < k) CHECK(std::abs(code - want[size_t(row) * k + i]) <= 1);

@@ -80,20 +80,22 @@ def make_native_engine(
     return NativeEngine(bundle, **{"threads": 2, "max_batch": 4, "max_len": max_len, **options})
 
 
-def quantised_activations(model: QwenVL) -> QwenVL:
-    """`model` itself, the input of every linear layer rounded to 8 bits in blocks of 32."""
+def quantised_activations(model: QwenVL, weights: Format) -> QwenVL:
+    """`model` itself, the input of every linear layer rounded as it meets such weights."""
+    largest = 120 if weights == "int4" else 127
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) or module is model.visual.patch_embed:
-            module.register_forward_pre_hook(lambda _, args: (round_blocks(args[0]),))
-    model.model.norm.register_forward_hook(lambda _, args, out: round_blocks(out))  # the head
+            module.register_forward_pre_hook(lambda _, args: (round_blocks(args[0], largest),))
+    norm = model.model.norm  # before the head
+    norm.register_forward_hook(lambda _, args, out: round_blocks(out, largest))
     return model
 
 
-def round_blocks(x: torch.Tensor) -> torch.Tensor:
-    """max|x| / 127 of every 32 numbers of a row, times the nearest code."""
+def round_blocks(x: torch.Tensor, largest: int) -> torch.Tensor:
+    """max|x| / largest of every 32 numbers of a row, times the nearest code."""
     width = x.shape[-1]
     blocks = torch.nn.functional.pad(x, (0, -width % BLOCK)).unflatten(-1, (-1, BLOCK))
-    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    scale = blocks.abs().amax(-1, keepdim=True) / largest
     codes = torch.where(scale > 0, blocks / scale, 0.0).round()
     return (codes * scale).flatten(-2)[..., :width]
 

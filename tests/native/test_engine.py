@@ -68,7 +68,7 @@ def test_every_level_and_format(isa: str, weights: Format, tmp_path: Path) -> No
         script = random_script(engine.config, seed, kinds=KINDS)
         rounded = round_model(random_model(seed), weights, weights)
         if codes:
-            rounded = quantised_activations(rounded)
+            rounded = quantised_activations(rounded, weights)
         (got,), (expected,) = play(engine, [script]), play(TorchEngine(rounded), [script])
         found.append(errors(got, expected))
     logits, masses = zip(*found, strict=True)
@@ -136,6 +136,19 @@ def test_copied_values_are_bitwise(tmp_path: Path) -> None:
     k, v = engine.read_kv(slot)
     np.testing.assert_array_equal(v[:, :, 4:], v[:, :, [2, 0]])
     assert np.abs(k[:, :, 4:] - k[:, :, [2, 0]]).max() > 0.01
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_rows_together_change_nothing(weights: Format, tmp_path: Path) -> None:
+    """A prompt at once has rows enough for other kernels than the same prompt by pieces."""
+    model = random_model(2)
+    ids = np.random.default_rng(0).integers(0, model.config.text.vocab_size, 101).tolist()
+    engine = make_native_engine(model, tmp_path, decoder=weights)
+    whole, pieces = engine.alloc(101), engine.alloc(101)
+    expected = engine.forward(text_step(whole, ids, 0)).logits
+    for first in range(0, 101, 10):
+        got = engine.forward(text_step(pieces, ids[first : first + 10], first)).logits
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_long_prefill_runs_in_pieces(tmp_path: Path) -> None:

@@ -7,12 +7,41 @@
 //   int4  (N/16, K/32, 4, 16, 4) uint8: code + 8; the low nibble of [g] belongs to inputs
 //         4 g .. 4 g + 3 of the block, the high one to those 16 further on
 // with scales (N/16, K/32, 16) f16 for int8 and int4: weight = code * scale. Float weights meet
-// the activations as they are; int8 and int4 meet them quantised to int8 in blocks of 32.
+// the activations as they are; int8 and int4 meet them quantised to int8 in blocks of 32. Where
+// there are many rows of them, some levels want them in panels (`Kernels::pack_rows`), and answer
+// with the same bits.
 #pragma once
 
 #include "kernels/cpu/types.h"
 
 namespace latrt {
+
+// The largest code of an activation that meets weights of this type. For int4 it leaves room for
+// the sum of an activation's code and a weight's in a byte (linear_panels.cpp).
+constexpr int largest_code(WeightType type) {
+    return type == WeightType::int4 ? 120 : 127;
+}
+
+inline constexpr int kPanelsFrom = 48;  // rows that make packing them worth it
+inline constexpr int kPanelRows = 8;
+inline constexpr int kPanelBlocks = 8;  // of a panel that stand one behind the other
+
+// 32 inputs of 8 rows of activations for int4 weights.
+struct PanelBlock {
+    int8_t codes[kBlock / 4][kPanelRows][4];  // fours along K
+    int32_t start[kPanelRows];                // what a row's sums of products begin with
+    float scale[kPanelRows];
+};
+
+// Panels are (K/32/8, M/8, 8) blocks, 8 along K together, at the end as many as are left. Behind
+// row M are zeros.
+struct PackRowsParams {
+    const int8_t* xq;      // (M, K/32, 32), codes up to `largest_code`   in
+    const float* x_scale;  // (M, K/32)                                   in
+    PanelBlock* panels;    // all of them                                 out
+    int m, k;
+    int panel_begin, panel_end;  // of 8 rows, to pack
+};
 
 struct LinearParams {
     const void* w;            // packed tiles                                    in
@@ -25,11 +54,12 @@ struct LinearParams {
     float* y;                 // (M, N), rows `ldy` apart                        out
     int m, n, k;              // k as it is, not rounded up to whole blocks
     int64_t ldx, ldy;
-    int tile_begin, tile_end;  // tiles of 16 outputs to compute
-    bool accumulate;           // y += instead of y =
+    int tile_begin, tile_end;            // tiles of 16 outputs to compute
+    bool accumulate;                     // y += instead of y =
+    const PanelBlock* panels = nullptr;  // for `Kernels::linear_int4_panels`     in
 };
 
-// Rows of float to int8 codes in blocks of 32: x = code * scale, scale = max|x| / 127. A block
+// Rows of float to int8 codes in blocks of 32: x = code * scale, scale = max|x| / largest. A block
 // with a number that is not finite gets the scale NaN, so that its outputs are NaN.
 struct QuantiseParams {
     const float* x;  // (M, K), rows `ldx` apart                     in
@@ -38,6 +68,7 @@ struct QuantiseParams {
     int32_t* x_sum;  // (M, K/32)                                    out
     int m, k;
     int64_t ldx;
+    int largest = 127;  // code, `largest_code`
 };
 
 // One row of packed weights as floats: the embedding of a token.
@@ -54,6 +85,15 @@ constexpr int num_tiles(int n) {
 }
 constexpr int num_blocks(int k) {
     return (k + kBlock - 1) / kBlock;
+}
+constexpr int num_panels(int m) {
+    return (m + kPanelRows - 1) / kPanelRows;
+}
+// Where block `block` of panel `panel` stands.
+constexpr int64_t panel_at(int m, int k, int panel, int block) {
+    const int first = block / kPanelBlocks * kPanelBlocks, rest = num_blocks(k) - first;
+    const int together = rest < kPanelBlocks ? rest : kPanelBlocks;
+    return int64_t{first} * num_panels(m) + int64_t{panel} * together + (block - first);
 }
 
 // Bytes of the packed weights, without scales.

@@ -186,6 +186,8 @@ const Kernels& table() {
         all.isa = Isa::amx;
         all.linear[static_cast<int>(WeightType::int8)] = linear_int8;
         all.linear[static_cast<int>(WeightType::int4)] = linear_int4;
+        all.pack_rows = nullptr;  // tiles take many rows as they are
+        all.linear_int4_panels = nullptr;
         return all;
     }();
     return kTable;

@@ -142,7 +142,7 @@ void run(const LinearParams& p) {
 }
 
 // Codes of the 32 numbers at `x`; returns their sum.
-int32_t quantise_block(const float* x, int8_t* codes, float& scale) {
+int32_t quantise_block(const float* x, float most, int8_t* codes, float& scale) {
     Vec largest = {}, check = {};
     for (int i = 0; i < kBlock; i += kWidth) {
         const Vec v = load(x + i);
@@ -150,8 +150,8 @@ int32_t quantise_block(const float* x, int8_t* codes, float& scale) {
         check += v * 0.0f;  // NaN where v is not finite
     }
     const float top = max_lane(largest);
-    const float inverse = top > 1e-35f ? 127.0f / top : 0.0f;
-    scale = top / 127.0f + sum(check);
+    const float inverse = top > 1e-35f ? most / top : 0.0f;
+    scale = top / most + sum(check);
     int32_t rounded[kBlock], total = 0;
     for (int i = 0; i < kBlock; i += kWidth) {
         const UintVec bits = (UintVec)(load(x + i) * inverse + kRounder) - 0x4b400000u;
@@ -168,6 +168,7 @@ int32_t quantise_block(const float* x, int8_t* codes, float& scale) {
 
 void quantise(const QuantiseParams& p) {
     const int blocks = num_blocks(p.k);
+    const float most = static_cast<float>(p.largest);
     for (int row = 0; row < p.m; ++row) {
         const float* x = p.x + row * p.ldx;
         for (int b = 0; b < blocks; ++b) {
@@ -178,7 +179,7 @@ void quantise(const QuantiseParams& p) {
                 for (int i = 0; i < rest; ++i) padded[i] = x[b * kBlock + i];
             }
             const float* from = rest < kBlock ? padded : x + b * kBlock;
-            p.x_sum[at] = quantise_block(from, p.xq + at * kBlock, p.x_scale[at]);
+            p.x_sum[at] = quantise_block(from, most, p.xq + at * kBlock, p.x_scale[at]);
         }
     }
 }

@@ -25,7 +25,7 @@ void linear(const Floats& x, const Floats& w, const Floats& bias, int m, int n, 
     }
 }
 
-void quantise(const Floats& x, int m, int k, std::vector<int>& codes, Floats& scale) {
+void quantise(const Floats& x, int m, int k, int largest, std::vector<int>& codes, Floats& scale) {
     codes.assign(size_t(m) * k, 0);
     scale.clear();
     for (int i = 0; i < m; ++i) {
@@ -33,9 +33,9 @@ void quantise(const Floats& x, int m, int k, std::vector<int>& codes, Floats& sc
             const int last = std::min(k, first + 32);
             double top = 0;
             for (int l = first; l < last; ++l) top = std::max(top, std::fabs(double(x[i * k + l])));
-            scale.push_back(float(top / 127));
+            scale.push_back(float(top / largest));
             for (int l = first; l < last && top > 0; ++l) {
-                codes[i * k + l] = int(std::nearbyint(x[i * k + l] * 127 / top));
+                codes[i * k + l] = int(std::nearbyint(x[i * k + l] * largest / top));
             }
         }
     }
