@@ -1,6 +1,6 @@
 """A bundle of the native engine's weights alone: what its benchmarks open.
 
-python -m benchmarks.native_bundle CKPT OUTPUT [--quant int4]
+python -m benchmarks.native_bundle CKPT OUTPUT [--quant int4] [--block-size 32]
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from la_trt.processor.features import ImageConfig
 MAX_MODEL_LEN = 4096
 
 
-def pack(ckpt: Path, output: Path, quant: Quant) -> None:
-    """Write the bundle directory `output`, all or nothing, blocks of 32."""
+def pack(ckpt: Path, output: Path, quant: Quant, block_size: int = 32) -> None:
+    """Write the bundle directory `output`, all or nothing."""
     source = open_checkpoint(ckpt)
     image = ImageConfig.from_directory(ckpt)
     limits = BundleLimits(
@@ -38,7 +38,7 @@ def pack(ckpt: Path, output: Path, quant: Quant) -> None:
             CheckpointWeights(source),
             decoder=decoder,
             tower=tower,
-            block_size=32,
+            block_size=block_size,
             progress=Progress(None, 0),
         )
 
@@ -47,8 +47,9 @@ def pack(ckpt: Path, output: Path, quant: Quant) -> None:
 @click.argument("ckpt", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--quant", type=click.Choice(["none", "int8", "int4"]), default="int4")
-def main(ckpt: Path, output: Path, quant: Quant) -> None:
-    pack(ckpt, output, quant)
+@click.option("--block-size", default=32, show_default=True, help="Weights that share a scale.")
+def main(ckpt: Path, output: Path, quant: Quant, block_size: int) -> None:
+    pack(ckpt, output, quant, block_size)
 
 
 if __name__ == "__main__":

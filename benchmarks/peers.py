@@ -42,8 +42,13 @@ from benchmarks.peer_engines import (
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peer_table import summarise, to_table
 from benchmarks.report import describe_machine, write_results
+from build_engines.quantize import Quant
 
-OURS = {"la-trt int4": 4, "la-trt int8": 8}
+OURS = {  # bits, weights that share a scale
+    "la-trt int4": (4, 32),
+    "la-trt int4 block 128": (4, 128),
+    "la-trt int8": (8, 32),
+}
 CONTEXTS = (512, 2048)
 CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4
 REINJECT, BATCH, BATCH_STEPS, MASS_STEPS = 256, 8, 12, 512
@@ -127,10 +132,11 @@ def record_of(name: str, work: Path, threads: int, rounds: int, decode: int) -> 
     reference = work / "reference.json"
     top = json.loads(reference.read_text()) if reference.exists() else None
     if name in OURS:
-        bits = OURS[name]
-        model = work / f"ours_int{bits}"
+        bits, block_size = OURS[name]
+        model = work / f"ours_int{bits}_{block_size}"
         if not model.exists():
-            pack(checkpoint(work, peer=False), model, "int4" if bits == 4 else "int8")
+            quant: Quant = "int4" if bits == 4 else "int8"
+            pack(checkpoint(work, peer=False), model, quant, block_size)
         command = [sys.executable, "-m", "benchmarks.peer_ours", str(model), str(threads)]
     else:
         peer = next(p for p in PEERS if p.name == name)

@@ -1,7 +1,8 @@
 """native.safetensors: weights packed into the tiles that the native CPU kernels read.
 
 One layout for every instruction set, described in csrc/kernels/cpu/linear.h: tiles of 16
-outputs, the input running within a tile; codes with one half-precision scale for 32 of them.
+outputs, the input running within a tile; codes with one half-precision scale for 32 or 128 of
+them.
 The file is mapped and used as it is. Packing is numpy alone, so a bundle that was built where
 there is no compiler runs natively elsewhere.
 """
@@ -122,7 +123,7 @@ def _matrix_sources(
     weights = [f"{name}.weight" for name in spec.names]
     sizes = [source.shape(name)[0] for name in weights]
     n, k = sum(sizes), int(np.prod(source.shape(weights[0])[1:]))
-    tiles, blocks = -(-n // LANES), -(-k // BLOCK)
+    tiles, blocks, shared = -(-n // LANES), -(-k // BLOCK), scale_size(block_size)
     shapes: dict[Format, tuple[Any, tuple[int, ...]]] = {
         "float32": ("<f4", (tiles, k, LANES)),
         "bfloat16": (ml_dtypes.bfloat16, (tiles, -(-k // 2), LANES, 2)),
@@ -144,7 +145,7 @@ def _matrix_sources(
 
     yield TensorSource(f"{spec.label}.weight", np.dtype(dtype), shape, partial(pieces, "weight"))
     if weight_format in _BITS:
-        scale_shape = (tiles, blocks, LANES)
+        scale_shape = (tiles, -(-k // shared), LANES)
         half = np.dtype("<f2")
         yield TensorSource(f"{spec.label}.scale", half, scale_shape, partial(pieces, "scale"))
     if spec.bias:
@@ -181,17 +182,23 @@ def pack_float(rows_NK: NDArray[np.float32], weight_format: Format) -> NDArray[A
     return np.ascontiguousarray(pairs.transpose(0, 2, 1, 3))
 
 
+def scale_size(block_size: int) -> int:
+    """Weights along the input behind each stored scale."""
+    return 4 * BLOCK if block_size % (4 * BLOCK) == 0 else BLOCK
+
+
 def pack_codes(
     rows_NK: NDArray[np.float32], bits: int, block_size: int, label: str = "weight"
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """Rows (N, K), N a multiple of 16, as (codes, scales) in tiles; codes as in `quantize.py`.
 
+    One scale for `scale_size` weights: where fewer blocks of 32 share one, it is repeated.
     Raises CheckpointError (E_WEIGHT_RANGE) where a scale exceeds half precision.
     """
     n, k = rows_NK.shape
     q_NK, scale = quantise_blocks(rows_NK, bits, block_size)
-    blocks = -(-k // BLOCK)
-    scale = np.repeat(scale, block_size // BLOCK, axis=1)[:, :blocks]
+    blocks, shared = -(-k // BLOCK), scale_size(block_size)
+    scale = np.repeat(scale, block_size // shared, axis=1)[:, : -(-k // shared)]
     if np.abs(scale).max(initial=0) > np.finfo(np.float16).max:
         raise CheckpointError(
             f"tensor {label!r}: weights up to {np.abs(rows_NK).max():.3g} do not fit a scale in "
@@ -205,5 +212,5 @@ def pack_codes(
         halves = codes.reshape(n // LANES, LANES, blocks, 2, 4, 4)
         codes = halves[:, :, :, 0] | halves[:, :, :, 1] << 4
     packed = codes.reshape(n // LANES, LANES, blocks, -1, 4).transpose(0, 2, 3, 1, 4)
-    halved = scale.reshape(n // LANES, LANES, blocks).transpose(0, 2, 1).astype(np.float16)
+    halved = scale.reshape(n // LANES, LANES, -1).transpose(0, 2, 1).astype(np.float16)
     return np.ascontiguousarray(packed), np.ascontiguousarray(halved)

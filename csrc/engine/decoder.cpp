@@ -95,7 +95,8 @@ void Decoder::embed(const DecoderStep& step) {
             } else {
                 const Matrix& table = weights_.embed;
                 runtime_.kernels().unpack_row({table.w, table.scale, y, table.type,
-                                               static_cast<int>(step.ids[t]), config_.width});
+                                               static_cast<int>(step.ids[t]), config_.width,
+                                               table.scale_run});
             }
         }
     });

@@ -36,10 +36,24 @@ void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool
     const bool panels = matrix.type == WeightType::int4 && m >= kPanelsFrom &&
                         kernels_.linear_int4_panels != nullptr;
     if (panels) pack_rows(matrix, m);
-    const LinearParams all = {matrix.w,      matrix.scale,  matrix.bias, x, codes_.data(),
-                              scale_.data(), sum_.data(),   y,           m, matrix.n,
-                              matrix.k,      matrix.k,      matrix.n,    0, num_tiles(matrix.n),
-                              accumulate,    panels_.data()};
+    const LinearParams all = {matrix.w,
+                              matrix.scale,
+                              matrix.bias,
+                              x,
+                              codes_.data(),
+                              scale_.data(),
+                              sum_.data(),
+                              y,
+                              m,
+                              matrix.n,
+                              matrix.k,
+                              matrix.k,
+                              matrix.n,
+                              0,
+                              num_tiles(matrix.n),
+                              accumulate,
+                              panels_.data(),
+                              matrix.scale_run};
     // Several pieces a thread, so that one that is held up leaves its share to the others.
     const int tiles = all.tile_end, threads = num_threads();
     const int piece = threads == 1 ? tiles : std::max(1, tiles / (threads * 8));

@@ -16,6 +16,7 @@ struct Matrix {
     const uint16_t* scale = nullptr;  // int8, int4
     const float* bias = nullptr;      // (N) or null
     int n = 0, k = 0;
+    int scale_run = 1;  // blocks of 32 that share a scale
 };
 
 // Not thread-safe: one model runs one call at a time. Results do not depend on the threads.

@@ -5,6 +5,8 @@
 namespace latrt {
 namespace {
 
+constexpr int kScaleRun = 4;  // blocks that share a scale, where they do
+
 const char* name_of(DType dtype) {
     constexpr const char* kNames[] = {"f32", "u16", "u8", "?"};
     return kNames[static_cast<int>(dtype)];
@@ -55,7 +57,10 @@ Matrix Weights::matrix(const std::string& name, int n, int k, bool bias) const {
         matrix.type = bits8 ? WeightType::int8 : WeightType::int4;
         check_tensor(weight, found, DType::u8, {tiles, blocks, bits8 ? 8 : 4, kLanes, 4});
         const Tensor& scale = tensor(name + ".scale");
-        check_tensor(name + ".scale", scale, DType::u16, {tiles, blocks, kLanes});
+        const int64_t shared = num_scales(k, kScaleRun);
+        const bool runs = scale.shape.size() == 3 && scale.shape[1] == shared && shared < blocks;
+        if (runs) matrix.scale_run = kScaleRun;
+        check_tensor(name + ".scale", scale, DType::u16, {tiles, runs ? shared : blocks, kLanes});
         matrix.scale = static_cast<const uint16_t*>(scale.data);
     }
     if (bias) matrix.bias = vector(name + ".bias", n);

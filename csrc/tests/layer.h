@@ -20,7 +20,8 @@ inline Layer make_layer(WeightType type, uint64_t seed, int m, int n, int k) {
     Layer layer;
     const size_t blocks = size_t(num_blocks(k)), count = size_t(m) * blocks;
     const int64_t ldy = n + random.integer(0, 3);
-    layer.packed = pack(random, type, n, k);
+    const int scale_run = seed % 3 == 0 ? 4 : 1;
+    layer.packed = pack(random, type, n, k, scale_run);
     layer.codes.resize(count * kBlock, 0);
     layer.sum.resize(count, 0);
     layer.scale = random.floats(count, 0.001f, 0.02f);
@@ -49,6 +50,7 @@ inline Layer make_layer(WeightType type, uint64_t seed, int m, int n, int k) {
                     0,
                     num_tiles(n),
                     accumulate};
+    layer.params.scale_run = scale_run;
     return layer;
 }
 

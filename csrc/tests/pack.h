@@ -49,19 +49,22 @@ inline Packed pack_float(Random& random, WeightType type, int n, int k) {
     return packed;
 }
 
-inline Packed pack_codes(Random& random, WeightType type, int n, int k) {
+inline Packed pack_codes(Random& random, WeightType type, int n, int k, int scale_run) {
     Packed packed;
     const int bits = type == WeightType::int4 ? 4 : 8, blocks = num_blocks(k);
+    const int scales = num_scales(k, scale_run);
     packed.bytes.resize(static_cast<size_t>(packed_bytes(type, n, k)), 0);
-    packed.scale.resize(static_cast<size_t>(num_tiles(n)) * blocks * kLanes, 0);
+    packed.scale.resize(static_cast<size_t>(num_tiles(n)) * scales * kLanes, 0);
     packed.w.resize(static_cast<size_t>(n) * k);
     for (int row = 0; row < n; ++row) {
         const int64_t tile = row / kLanes, lane = row % kLanes;
         for (int i = 0; i < k; ++i) {
             const int64_t block = tile * blocks + i / kBlock;
             const int within = i % kBlock;
-            uint16_t& scale = packed.scale[static_cast<size_t>(block * kLanes + lane)];
-            if (within == 0) scale = to_f16(random.uniform(0.001f, 0.02f) * random.integer(-1, 1));
+            const int64_t scaled = tile * scales + i / kBlock / scale_run;
+            uint16_t& scale = packed.scale[static_cast<size_t>(scaled * kLanes + lane)];
+            if (i % (kBlock * scale_run) == 0)
+                scale = to_f16(random.uniform(0.001f, 0.02f) * random.integer(-1, 1));
             const int code = bits == 4 ? random.integer(-8, 7) : random.integer(-127, 127);
             packed.w[static_cast<size_t>(row) * k + i] = float(code) * f16_to_float(scale);
             const int64_t group = bits == 4 ? block * 4 + within % 16 / 4 : block * 8 + within / 4;
@@ -73,9 +76,9 @@ inline Packed pack_codes(Random& random, WeightType type, int n, int k) {
     return packed;
 }
 
-inline Packed pack(Random& random, WeightType type, int n, int k) {
+inline Packed pack(Random& random, WeightType type, int n, int k, int scale_run = 1) {
     const bool floats = type == WeightType::f32 || type == WeightType::bf16;
-    return floats ? pack_float(random, type, n, k) : pack_codes(random, type, n, k);
+    return floats ? pack_float(random, type, n, k) : pack_codes(random, type, n, k, scale_run);
 }
 
 // Every level that runs here.

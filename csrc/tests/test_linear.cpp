@@ -59,7 +59,8 @@ void check_linear(const Kernels& kernels, WeightType type, uint64_t seed) {
     test::Random random(seed);
     const Shape s = {random.size(20),           random.size(140),          random.size(300),
                      random.integer(0, 1) == 1, random.integer(0, 1) == 1, random.integer(0, 3)};
-    const test::Packed packed = test::pack(random, type, s.n, s.k);
+    const int scale_run = seed % 3 == 0 ? 4 : 1;
+    const test::Packed packed = test::pack(random, type, s.n, s.k, scale_run);
     const Input input = make_input(random, type, s);
     const std::vector<float> bias = random.floats(s.bias ? size_t(s.n) : 0);
     const size_t ldy = size_t(s.n) + s.extra;
@@ -81,6 +82,7 @@ void check_linear(const Kernels& kernels, WeightType type, uint64_t seed) {
                       0,
                       0,
                       s.accumulate};
+    p.scale_run = scale_run;
     const int tiles = num_tiles(s.n), split = random.integer(0, tiles);
     p.tile_end = split;
     kernels.linear[int(type)](p);
@@ -254,11 +256,12 @@ TEST(linear_rows_unpack_to_the_weights) {
             for (uint64_t seed = 0; seed < 10; ++seed) {
                 test::Random random(seed);
                 const int n = random.size(70), k = random.size(100);
-                const test::Packed packed = test::pack(random, WeightType(type), n, k);
+                const int scale_run = seed % 2 == 0 ? 4 : 1;
+                const test::Packed packed = test::pack(random, WeightType(type), n, k, scale_run);
                 for (int row = 0; row < n; ++row) {
                     std::vector<float> y = poison(size_t(k));
                     kernels->unpack_row({packed.bytes.data(), packed.scale.data(), y.data(),
-                                         WeightType(type), row, k});
+                                         WeightType(type), row, k, scale_run});
                     CHECK(std::equal(y.begin(), y.end(), packed.w.begin() + int64_t{row} * k));
                 }
             }

@@ -117,7 +117,8 @@ def unpacked_codes(codes: np.ndarray, scale: np.ndarray, n: int, k: int) -> np.n
         values = both.transpose(0, 4, 1, 2, 3, 5).reshape(tiles, LANES, blocks, BLOCK) - 8.0
     else:
         values = codes.transpose(0, 3, 1, 2, 4).reshape(tiles, LANES, blocks, BLOCK) - 128.0
-    rows = values * scale.transpose(0, 2, 1)[..., None].astype(np.float32)
+    of_blocks = np.repeat(scale, 4, axis=1)[:, :blocks] if scale.shape[1] < blocks else scale
+    rows = values * of_blocks.transpose(0, 2, 1)[..., None].astype(np.float32)
     return rows.reshape(tiles * LANES, -1)[:n, :k].astype(np.float32)
 
 

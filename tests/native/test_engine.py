@@ -49,8 +49,11 @@ def errors(got: Any, expected: Any) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "amx"])
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
-def test_every_level_and_format(isa: str, weights: Format, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weights", "block_size"),
+    [("float32", 32), ("bfloat16", 32), ("int8", 32), ("int4", 32), ("int8", 128), ("int4", 128)],
+)
+def test_every_level_and_format(isa: str, weights: Format, block_size: int, tmp_path: Path) -> None:
     """Against torch on the very weights that the packed form stands for.
 
     Float formats meet float activations: float error. Codes meet activations that are rounded to
@@ -62,11 +65,10 @@ def test_every_level_and_format(isa: str, weights: Format, tmp_path: Path) -> No
     codes = weights.startswith("int")
     found = []
     for seed in (2, 3, 4):
-        engine = make_native_engine(
-            random_model(seed), tmp_path / str(seed), decoder=weights, tower=weights, isa=isa
-        )
+        formats: dict[str, Any] = {"decoder": weights, "tower": weights, "block_size": block_size}
+        engine = make_native_engine(random_model(seed), tmp_path / str(seed), **formats, isa=isa)
         script = random_script(engine.config, seed, kinds=KINDS)
-        rounded = round_model(random_model(seed), weights, weights)
+        rounded = round_model(random_model(seed), **formats)
         if codes:
             rounded = quantised_activations(rounded, weights)
         (got,), (expected,) = play(engine, [script]), play(TorchEngine(rounded), [script])

@@ -53,6 +53,14 @@ def test_file_holds_every_matrix(tmp_path: Path) -> None:
         assert (f"{spec.label}.bias" in file) == spec.bias
 
 
+def test_blocks_of_128_keep_one_scale() -> None:
+    rows = np.random.default_rng(0).standard_normal((16, 300)).astype(np.float32)
+    for bits in (4, 8):
+        codes, scale = pack_codes(rows, bits, 128)
+        assert codes.shape[1] == 10 and scale.shape == (1, 3, 16)
+        assert pack_codes(rows, bits, 64)[1].shape == (1, 10, 16)
+
+
 def test_a_quantised_tower_is_int8() -> None:
     assert formats("int4") == ("int4", "int8")
     assert formats("none") == ("float32", "float32")

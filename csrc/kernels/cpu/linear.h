@@ -6,7 +6,9 @@
 //   int8  (N/16, K/32, 8, 16, 4) uint8: code + 128, fours along K
 //   int4  (N/16, K/32, 4, 16, 4) uint8: code + 8; the low nibble of [g] belongs to inputs
 //         4 g .. 4 g + 3 of the block, the high one to those 16 further on
-// with scales (N/16, K/32, 16) f16 for int8 and int4: weight = code * scale. Float weights meet
+// with scales f16 for int8 and int4, weight = code * scale: (N/16, K/32, 16), or (N/16, K/128, 16)
+// where four blocks share one (`scale_run`), which gives the same bits as four equal ones. Float
+// weights meet
 // the activations as they are; int8 and int4 meet them quantised to int8 in blocks of 32. Where
 // there are many rows of them, some levels want them in panels (`Kernels::pack_rows`), and answer
 // with the same bits.
@@ -45,7 +47,7 @@ struct PackRowsParams {
 
 struct LinearParams {
     const void* w;            // packed tiles                                    in
-    const uint16_t* w_scale;  // (N/16, K/32, 16) f16; int8, int4                in
+    const uint16_t* w_scale;  // (N/16, scales, 16) f16; int8, int4              in
     const float* bias;        // (N) or null                                     in
     const float* x;           // (M, K), rows `ldx` apart; f32, bf16             in
     const int8_t* xq;         // (M, K/32, 32); int8, int4                       in
@@ -57,6 +59,7 @@ struct LinearParams {
     int tile_begin, tile_end;            // tiles of 16 outputs to compute
     bool accumulate;                     // y += instead of y =
     const PanelBlock* panels = nullptr;  // for `Kernels::linear_int4_panels`     in
+    int scale_run = 1;                   // blocks of weights that share a scale
 };
 
 // Rows of float to int8 codes in blocks of 32: x = code * scale, scale = max|x| / largest. A block
@@ -78,6 +81,7 @@ struct UnpackRowParams {
     float* y;                 // (K)                  out
     WeightType type;
     int row, k;
+    int scale_run = 1;  // as in LinearParams
 };
 
 constexpr int num_tiles(int n) {
@@ -88,6 +92,10 @@ constexpr int num_blocks(int k) {
 }
 constexpr int num_panels(int m) {
     return (m + kPanelRows - 1) / kPanelRows;
+}
+// Scales of an output.
+constexpr int num_scales(int k, int scale_run) {
+    return (num_blocks(k) + scale_run - 1) / scale_run;
 }
 // Where block `block` of panel `panel` stands.
 constexpr int64_t panel_at(int m, int k, int panel, int block) {

@@ -104,7 +104,8 @@ void add_blocks(const LinearParams& p, int row, int tile, int first_block, int c
     const int64_t blocks = num_blocks(p.k), stride = blocks * kBlock;
     const int8_t* xq = p.xq + row * stride + first_block * kBlock;
     const float* x_scale = p.x_scale + row * blocks + first_block;
-    const uint16_t* w_scale = p.w_scale + (tile * blocks + first_block) * kLanes;
+    const int64_t scales = num_scales(p.k, p.scale_run);
+    const uint16_t* w_scale = p.w_scale + (tile * scales + first_block / p.scale_run) * kLanes;
     alignas(64) Products products[2][kGroup];
     __m512 totals[kTileRows];
 #pragma GCC unroll 16
@@ -115,8 +116,8 @@ void add_blocks(const LinearParams& p, int row, int tile, int first_block, int c
             multiply(xq + b * kBlock, stride, codes + b * kCodes, rest, products[b / kGroup % 2]);
         }
         for (int i = b - kGroup; i >= 0 && i < b && i < count; ++i) {
-            scale_add(totals, products[i / kGroup % 2][i % kGroup], w_scale + i * kLanes,
-                      x_scale + i, blocks);
+            scale_add(totals, products[i / kGroup % 2][i % kGroup],
+                      w_scale + i / p.scale_run * kLanes, x_scale + i, blocks);
         }
     }
 #pragma GCC unroll 16

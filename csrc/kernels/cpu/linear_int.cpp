@@ -16,21 +16,25 @@ struct Cursor {
     const int8_t* xq;
     const float* x_scale;
     const int32_t* x_sum;
-    int blocks;
+    int blocks, scales, run, left;  // left: blocks that the present scale still has
 
-    Cursor(const LinearParams& p, int row, int tile) : blocks(num_blocks(p.k)) {
+    Cursor(const LinearParams& p, int row, int tile)
+        : blocks(num_blocks(p.k)),
+          scales(num_scales(p.k, p.scale_run)),
+          run(p.scale_run),
+          left(p.scale_run) {
         w = static_cast<const uint8_t*>(p.w) + int64_t{tile} * blocks * kBytes;
-        w_scale = p.w_scale + int64_t{tile} * blocks * kLanes;
+        w_scale = p.w_scale + int64_t{tile} * scales * kLanes;
         xq = p.xq + int64_t{row} * blocks * kBlock;
         x_scale = p.x_scale + int64_t{row} * blocks;
         x_sum = p.x_sum + int64_t{row} * blocks;
     }
     const uint8_t* codes(int t) const { return w + int64_t{t} * blocks * kBytes; }
-    Floats scale(int t) const { return load_halves(w_scale + int64_t{t} * blocks * kLanes); }
+    Floats scale(int t) const { return load_halves(w_scale + int64_t{t} * scales * kLanes); }
     const int8_t* row(int m) const { return xq + int64_t{m} * blocks * kBlock; }
     void next() {
-        w += kBytes, w_scale += kLanes;
-        xq += kBlock, ++x_scale, ++x_sum;
+        w += kBytes, xq += kBlock, ++x_scale, ++x_sum;
+        if (--left == 0) w_scale += kLanes, left = run;
     }
 };
 
@@ -42,13 +46,16 @@ template <int T, int kBits>
 void fetch_ahead(const Cursor<kBits>& at, int block) {
     constexpr int kBlocks = kAhead / Cursor<kBits>::kBytes;
     // Behind the last block of the T tiles begin the next T.
-    const int64_t skip = block + kBlocks < at.blocks ? 0 : int64_t{T - 1} * at.blocks;
+    const bool last = block + kBlocks >= at.blocks;
+    const int64_t skip = last ? int64_t{T - 1} * at.blocks : 0;
+    const int64_t skip_scales = last ? int64_t{T - 1} * at.scales : 0;
 #pragma GCC unroll 2
     for (int t = 0; t < T; ++t) {
         const uint8_t* w = at.codes(t) + (skip + kBlocks) * Cursor<kBits>::kBytes;
         for (int line = 0; line < Cursor<kBits>::kBytes; line += 64) __builtin_prefetch(w + line);
-        // A cache line holds the scales of two blocks.
-        __builtin_prefetch(at.w_scale + (int64_t{t} * at.blocks + skip + kBlocks) * kLanes);
+        // A cache line holds two scales of 16 outputs.
+        const int64_t ahead = skip_scales + kBlocks / at.run;
+        __builtin_prefetch(at.w_scale + (int64_t{t} * at.scales + ahead) * kLanes);
     }
 }
 

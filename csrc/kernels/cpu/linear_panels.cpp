@@ -36,9 +36,9 @@ struct alignas(64) Weights {
 
 using Totals = __m512[kPanelRows];
 
-void unpack(const uint8_t* codes, const uint16_t* scale, int blocks, Weights& to) {
+void unpack(const uint8_t* codes, const uint16_t* scales, int scale_run, int blocks, Weights& to) {
     const __m512i mask = _mm512_set1_epi8(15);
-    for (int b = 0; b < blocks; ++b, scale += kLanes) {
+    for (int b = 0; b < blocks; ++b) {
         __m512i products = _mm512_setzero_si512();
         for (int g = 0; g < kGroups; ++g, codes += 64) {
             const __m512i pair = _mm512_loadu_si512(codes);
@@ -50,6 +50,7 @@ void unpack(const uint8_t* codes, const uint16_t* scale, int blocks, Weights& to
             to.groups[b][g] = {j, i};
         }
         to.start[b] = _mm512_sub_epi32(_mm512_setzero_si512(), products);
+        const uint16_t* scale = scales + b / scale_run * kLanes;
         const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scale));
         to.scale[b] = _mm512_cvtph_ps(halves);
     }
@@ -104,7 +105,7 @@ void fetch(const void* from, int64_t bytes) {
 
 // `tiles` tiles of outputs from `tile` on, the panels [begin, end).
 void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int end) {
-    const int blocks = num_blocks(p.k);
+    const int blocks = num_blocks(p.k), scales = num_scales(p.k, p.scale_run);
     const auto* w = static_cast<const uint8_t*>(p.w);
     Weights weights[kTiles];
     Totals totals[kPanels][kTiles];
@@ -113,11 +114,14 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
         const int count = blocks - first < kPanelBlocks ? blocks - first : kPanelBlocks;
         const bool last = first + count == blocks;
         for (int t = 0; t < tiles; ++t) {
-            const int64_t at = int64_t{tile + t} * blocks + first;
-            unpack(w + at * kBytes, p.w_scale + at * kLanes, count, weights[t]);
-            const int64_t next = at + (last ? int64_t{tiles - 1} * blocks : 0) + count;
-            fetch(w + next * kBytes, kPanelBlocks * kBytes);
-            fetch(p.w_scale + next * kLanes, kPanelBlocks * kLanes * 2);
+            const uint8_t* codes = w + (int64_t{tile + t} * blocks + first) * kBytes;
+            const uint16_t* scale =
+                p.w_scale + (int64_t{tile + t} * scales + first / p.scale_run) * kLanes;
+            unpack(codes, scale, p.scale_run, count, weights[t]);
+            const int64_t skip = last ? tiles - 1 : 0;  // to the next tiles' first blocks
+            fetch(codes + (skip * blocks + count) * kBytes, kPanelBlocks * kBytes);
+            fetch(scale + (skip * scales + count / p.scale_run) * kLanes,
+                  kPanelBlocks * kLanes * 2 / p.scale_run);
         }
         for (int panel = begin; panel < end; ++panel) {
             const PanelBlock* x = p.panels + panel_at(p.m, p.k, panel, first);

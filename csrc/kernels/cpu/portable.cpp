@@ -139,9 +139,10 @@ void with_type(KvType type, F&& function) {
 void unpack_row(const UnpackRowParams& p) {
     const int64_t tile = p.row / kLanes, lane = p.row % kLanes;
     const auto* bytes = static_cast<const uint8_t*>(p.w) + packed_bytes(p.type, kLanes, p.k) * tile;
-    const uint16_t* scale = p.w_scale + (p.w_scale ? tile * num_blocks(p.k) * kLanes + lane : 0);
+    const int64_t scales = num_scales(p.k, p.scale_run);
+    const uint16_t* scale = p.w_scale + (p.w_scale ? tile * scales * kLanes + lane : 0);
     for (int k = 0; k < p.k; ++k) {
-        const int block = k / kBlock, within = k % kBlock;
+        const int block = k / kBlock, within = k % kBlock, scaled = block / p.scale_run;
         if (p.type == WeightType::f32) {
             std::memcpy(p.y + k, bytes + (int64_t{k} * kLanes + lane) * 4, 4);
         } else if (p.type == WeightType::bf16) {
@@ -150,12 +151,12 @@ void unpack_row(const UnpackRowParams& p) {
             p.y[k] = bf16_to_float(value);
         } else if (p.type == WeightType::int8) {
             const int code = bytes[((block * 8 + within / 4) * kLanes + lane) * 4 + k % 4] - 128;
-            p.y[k] = static_cast<float>(code) * f16_to_float(scale[block * kLanes]);
+            p.y[k] = static_cast<float>(code) * f16_to_float(scale[scaled * kLanes]);
         } else {
             const int group = within % 16 / 4, shift = within / 16 * 4;
             const int byte = bytes[((block * 4 + group) * kLanes + lane) * 4 + k % 4];
             const int code = (byte >> shift & 15) - 8;
-            p.y[k] = static_cast<float>(code) * f16_to_float(scale[block * kLanes]);
+            p.y[k] = static_cast<float>(code) * f16_to_float(scale[scaled * kLanes]);
         }
     }
 }

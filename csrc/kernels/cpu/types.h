@@ -6,7 +6,7 @@
 namespace latrt {
 
 inline constexpr int kLanes = 16;  // outputs of a weight tile, keys of a K tile
-inline constexpr int kBlock = 32;  // weights along the input that share a scale
+inline constexpr int kBlock = 32;  // weights along the input whose products are summed exactly
 
 enum class WeightType : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
 enum class KvType : int { f32 = 0, bf16 = 1, f16 = 2, int8 = 3 };
