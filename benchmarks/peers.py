@@ -127,25 +127,33 @@ def ours_alone(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
     }
 
 
-def record_of(name: str, work: Path, threads: int, rounds: int, decode: int) -> dict[str, Any]:
-    """Prepare, check and measure one engine. Raises NotAvailable."""
-    reference = work / "reference.json"
-    top = json.loads(reference.read_text()) if reference.exists() else None
+def names() -> list[str]:
+    """All engines, the reference first."""
+    return [REFERENCE, *OURS, *(p.name for p in PEERS if p.name != REFERENCE)]
+
+
+def prepare(name: str, work: Path, threads: int) -> tuple[int, Path, list[str]]:
+    """(bits, model, command of the worker), all set up and made. Raises NotAvailable."""
     if name in OURS:
         bits, block_size = OURS[name]
         model = work / f"ours_int{bits}_{block_size}"
         if not model.exists():
             quant: Quant = "int4" if bits == 4 else "int8"
             pack(checkpoint(work, peer=False), model, quant, block_size)
-        command = [sys.executable, "-m", "benchmarks.peer_ours", str(model), str(threads)]
-    else:
-        peer = next(p for p in PEERS if p.name == name)
-        bits = peer.bits
-        python = python_of(peer, work)
-        model = model_of(peer, work, python)
-        require_memory(peer.run_gib, "running it")
-        script, *rest = peer.worker
-        command = [python, str(ROOT / script), str(model), str(threads), *rest]
+        return bits, model, [sys.executable, "-m", "benchmarks.peer_ours", str(model), str(threads)]
+    peer = next(p for p in PEERS if p.name == name)
+    python = python_of(peer, work)
+    model = model_of(peer, work, python)
+    require_memory(peer.run_gib, "running it")
+    script, *rest = peer.worker
+    return peer.bits, model, [python, str(ROOT / script), str(model), str(threads), *rest]
+
+
+def record_of(name: str, work: Path, threads: int, rounds: int, decode: int) -> dict[str, Any]:
+    """Prepare, check and measure one engine. Raises NotAvailable."""
+    reference = work / "reference.json"
+    top = json.loads(reference.read_text()) if reference.exists() else None
+    bits, model, command = prepare(name, work, threads)
     before = machine_peaks(threads)
     try:
         worker = Worker(*command)
@@ -192,11 +200,10 @@ def main(
 ) -> None:
     work = work.resolve()
     (work / "records").mkdir(parents=True, exist_ok=True)
-    names = [REFERENCE, *OURS, *(p.name for p in PEERS if p.name != REFERENCE)]
-    if unknown := set(only) - set(names):
-        raise click.UsageError(f"--only: expected some of {names}, got {sorted(unknown)}")
+    if unknown := set(only) - set(names()):
+        raise click.UsageError(f"--only: expected some of {names()}, got {sorted(unknown)}")
     records = []
-    for name in names:
+    for name in names():
         path = work / "records" / f"{name.replace(' ', '_')}.json"
         wanted = not only or name in only
         if path.exists() and not (fresh and wanted):

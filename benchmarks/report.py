@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def describe_machine() -> dict[str, str]:
 def command_line() -> str:
     """The command as a user would type it."""
     module = Path(sys.argv[0]).stem
-    return " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
+    return f"python -m benchmarks.{module} {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def write_results(name: str, result: dict[str, Any], table: str) -> None:

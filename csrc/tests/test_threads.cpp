@@ -93,3 +93,22 @@ TEST(isa_names_are_read_back) {
     CHECK(!latrt::cpu_has(Isa::avx512) || latrt::cpu_has(Isa::avx2));
     CHECK(!latrt::cpu_has(Isa::amx) || latrt::cpu_has(Isa::avx512));
 }
+
+// Calls follow each other at once, as layers do: a worker that sees one being prepared must not
+// take it for seen. Each call's two tasks wait for each other.
+TEST(threads_no_worker_misses_a_call) {
+    ThreadPool pool(2);
+    int missed = 0;
+    for (int call = 0; call < 20000 && missed == 0; ++call) {
+        std::atomic<int> arrived{0};
+        pool.run(2, [&](int, int) {
+            ++arrived;
+            const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+            while (arrived < 2 && std::chrono::steady_clock::now() < deadline) {
+                std::this_thread::yield();
+            }
+            if (arrived < 2) ++missed;
+        });
+    }
+    CHECK(missed == 0);
+}

@@ -150,15 +150,20 @@ void run(const LinearParams& p) {
 
 // Codes of the 32 numbers at `x`; returns their sum.
 int32_t quantise_block(const float* x, float most, int8_t* codes, float& scale) {
-    Vec largest = {}, check = {};
+    // |x| by its bits, which order as the numbers do; what is not finite is above all others.
+    constexpr int32_t kInfinity = 0x7f800000;
+    IntVec largest = {};
     for (int i = 0; i < kBlock; i += kWidth) {
-        const Vec v = load(x + i);
-        largest = max(max(v, -v), largest);
-        check += v * 0.0f;  // NaN where v is not finite
+        const IntVec magnitude = (IntVec)load(x + i) & 0x7fffffff;
+        largest = magnitude > largest ? magnitude : largest;
     }
-    const float top = max_lane(largest);
-    const float inverse = top > 1e-35f ? most / top : 0.0f;
-    scale = top / most + sum(check);
+    int32_t lanes[kWidth], bits = 0;
+    __builtin_memcpy(lanes, &largest, sizeof largest);
+    for (const int32_t lane : lanes) bits = lane > bits ? lane : bits;
+    float top;
+    __builtin_memcpy(&top, &bits, sizeof top);
+    const float inverse = top > 1e-35f && bits < kInfinity ? most / top : 0.0f;
+    scale = bits < kInfinity ? top / most : __builtin_nanf("");
     int32_t rounded[kBlock], total = 0;
     for (int i = 0; i < kBlock; i += kWidth) {
         const UintVec bits = (UintVec)(load(x + i) * inverse + kRounder) - 0x4b400000u;

@@ -142,29 +142,59 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
     }
 }
 
-// The part of a row's sum that is the same for every output: the products of its inputs with each
-// other and with the 128.
-int32_t start_of(const int8_t* x) {
-    int32_t start = 0;
-    for (int i = 0; i < kPairs; ++i) start -= (x[i] + 128) * x[i + kPairs];
-    return start;
+// Rows m and m + 1 of a panel, 32 codes each.
+inline __m512i two_rows(const int8_t* const* rows, int m) {
+    const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[m]));
+    const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[m + 1]));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+// Interleaves the codes of 8 rows by fours. What a row's sums begin with is the same for every
+// output: the products of its inputs with each other and with the 128, subtracted.
+void pack_block(const int8_t* const* rows, PanelBlock& to) {
+    const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
+    const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));
+    const __m512i r01 = two_rows(rows, 0), r23 = two_rows(rows, 2);
+    const __m512i r45 = two_rows(rows, 4), r67 = two_rows(rows, 6);
+    // Inputs i are fours 0 to 3, inputs j fours 4 to 7; of four rows, then of all.
+    const __m512i i_0123 = _mm512_permutex2var_epi32(r01, low, r23);
+    const __m512i i_4567 = _mm512_permutex2var_epi32(r45, low, r67);
+    const __m512i j_0123 = _mm512_permutex2var_epi32(r01, high, r23);
+    const __m512i j_4567 = _mm512_permutex2var_epi32(r45, high, r67);
+    const __m512i i[2] = {_mm512_permutex2var_epi32(i_0123, front, i_4567),
+                          _mm512_permutex2var_epi32(i_0123, back, i_4567)};
+    const __m512i j[2] = {_mm512_permutex2var_epi32(j_0123, front, j_4567),
+                          _mm512_permutex2var_epi32(j_0123, back, j_4567)};
+    const __m512i flip = _mm512_set1_epi8(-128);  // adds 128
+    __m512i products = _mm512_setzero_si512();
+    for (int half = 0; half < 2; ++half) {
+        _mm512_storeu_si512(to.codes[2 * half], i[half]);
+        _mm512_storeu_si512(to.codes[kGroups + 2 * half], j[half]);
+        products = _mm512_dpbusd_epi32(products, _mm512_xor_si512(i[half], flip), j[half]);
+    }
+    const __m256i sums =
+        _mm256_add_epi32(_mm512_castsi512_si256(products), _mm512_extracti64x4_epi64(products, 1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.start),
+                        _mm256_sub_epi32(_mm256_setzero_si256(), sums));
 }
 
 }  // namespace
 
 void pack_rows(const PackRowsParams& p) {
+    constexpr int8_t kNone[kBlock] = {};
     const int blocks = num_blocks(p.k);
     for (int panel = p.panel_begin; panel < p.panel_end; ++panel) {
         for (int b = 0; b < blocks; ++b) {
             PanelBlock& to = p.panels[panel_at(p.m, p.k, panel, b)];
+            const int8_t* rows[kPanelRows];
             for (int m = 0; m < kPanelRows; ++m) {
                 const int64_t row = int64_t{panel} * kPanelRows + m, at = row * blocks + b;
-                int8_t none[kBlock] = {};
-                const int8_t* x = row < p.m ? p.xq + at * kBlock : none;
-                for (int g = 0; g < kBlock / 4; ++g) __builtin_memcpy(to.codes[g][m], x + 4 * g, 4);
-                to.start[m] = start_of(x);
+                rows[m] = row < p.m ? p.xq + at * kBlock : kNone;
                 to.scale[m] = row < p.m ? p.x_scale[at] : 0.0f;
             }
+            pack_block(rows, to);
         }
     }
 }

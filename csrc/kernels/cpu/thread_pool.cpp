@@ -147,14 +147,17 @@ void ThreadPool::take_tasks(int thread) {
 
 void ThreadPool::work(int thread) {
     uint32_t generation = 0;
-    while (wait_for_ticket(generation)) {
-        generation = generation_of(ticket_.load());
-        take_tasks(thread);
-    }
+    while (wait_for_ticket(generation)) take_tasks(thread);
 }
 
-bool ThreadPool::wait_for_ticket(uint32_t generation) {
-    const auto changed = [&] { return generation_of(ticket_.load()) != generation; };
+bool ThreadPool::wait_for_ticket(uint32_t& generation) {
+    // A call that is still closed does not count: who took it for seen would miss it once it opens.
+    const auto changed = [&] {
+        const uint64_t ticket = ticket_.load();
+        if (generation_of(ticket) == generation || next_of(ticket) == kClosed) return false;
+        generation = generation_of(ticket);
+        return true;
+    };
     const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
     do {
         for (int i = 0; i < kSpinsBetweenClocks; ++i) {

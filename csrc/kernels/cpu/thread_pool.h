@@ -52,7 +52,8 @@ class ThreadPool {
  private:
     void work(int thread);
     void take_tasks(int thread);
-    bool wait_for_ticket(uint32_t generation);
+    // Until a call newer than `generation` is open, which is then its number; false at the end.
+    bool wait_for_ticket(uint32_t& generation);
 
     int num_threads_;
     std::vector<std::thread> workers_;
