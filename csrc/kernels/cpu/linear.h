@@ -8,10 +8,9 @@
 //         4 g .. 4 g + 3 of the block, the high one to those 16 further on
 // with scales f16 for int8 and int4, weight = code * scale: (N/16, K/32, 16), or (N/16, K/128, 16)
 // where four blocks share one (`scale_run`), which gives the same bits as four equal ones. Float
-// weights meet
-// the activations as they are; int8 and int4 meet them quantised to int8 in blocks of 32. Where
-// there are many rows of them, some levels want them in panels (`Kernels::pack_rows`), and answer
-// with the same bits.
+// weights meet the activations as they are; int8 and int4 meet them quantised to int8 in blocks of
+// 32. Where there are many rows of them, some levels want them in panels (`Kernels::pack_rows`),
+// and answer with the same bits.
 #pragma once
 
 #include "kernels/cpu/types.h"
