@@ -135,6 +135,8 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
             kernels->linear[int(WeightType::int8)](p);
             for (float value : y) CHECK(value == float(sign * 127 * 127 * k));
             p.w = w4.data();
+            kernels->linear[int(WeightType::int4)](p);
+            for (float value : y) CHECK(value == float((sign < 0 ? -8 : 7) * 127 * k));
             for (const int8_t code : {int8_t(120), int8_t(-120)}) {
                 std::fill(x.begin(), x.end(), code);
                 std::fill(sum.begin(), sum.end(), 32 * code);

@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/level.h"
 #include "kernels/cpu/linear_finish.h"
+#include "kernels/cpu/vec_int.h"
 
 namespace latrt::LATRT_LEVEL {
 namespace {
@@ -27,52 +28,41 @@ constexpr int kPanels = 32;              // whose sums stay in the L2 cache mean
 // Up to `kPanelBlocks` blocks of a tile of outputs, ready for every row.
 struct alignas(64) Weights {
     struct Group {
-        __m512i j, i;  // w_j + 128, so that the first factor is unsigned; w_i, signed
+        Bytes j, i;  // w_j + 128, so that the first factor is unsigned; w_i, signed
     };
     Group groups[kPanelBlocks][kGroups];
-    __m512i start[kPanelBlocks];  // the products w_i w_j, subtracted
-    __m512 scale[kPanelBlocks];
+    Ints start[kPanelBlocks];  // the products w_i w_j, subtracted
+    Floats scale[kPanelBlocks];
 };
 
-using Totals = __m512[kPanelRows];
+using Totals = Floats[kPanelRows];
 
 void unpack(const uint8_t* codes, const uint16_t* scales, int scale_run, int blocks, Weights& to) {
-    const __m512i mask = _mm512_set1_epi8(15);
     for (int b = 0; b < blocks; ++b) {
-        __m512i products = _mm512_setzero_si512();
+        Ints products = _mm512_setzero_si512();
         for (int g = 0; g < kGroups; ++g, codes += 64) {
-            const __m512i pair = _mm512_loadu_si512(codes);
-            const __m512i low = _mm512_and_si512(pair, mask);
-            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(pair, 4), mask);
-            const __m512i i = _mm512_sub_epi8(low, _mm512_set1_epi8(8));
-            const __m512i j = _mm512_add_epi8(high, _mm512_set1_epi8(128 - 8));
-            products = _mm512_dpbusd_epi32(products, j, i);
+            const Bytes pair = load_bytes(codes);
+            const Bytes i = _mm512_sub_epi8(low_nibbles(pair), _mm512_set1_epi8(8));
+            const Bytes j = _mm512_add_epi8(high_nibbles(pair), _mm512_set1_epi8(128 - 8));
+            dot4(products, j, i);
             to.groups[b][g] = {j, i};
         }
         to.start[b] = _mm512_sub_epi32(_mm512_setzero_si512(), products);
-        const uint16_t* scale = scales + b / scale_run * kLanes;
-        const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scale));
-        to.scale[b] = _mm512_cvtph_ps(halves);
+        to.scale[b] = load_halves(scales + b / scale_run * kLanes);
     }
-}
-
-inline __m512i four(const int8_t* codes) {
-    int32_t bits;
-    __builtin_memcpy(&bits, codes, sizeof bits);
-    return _mm512_set1_epi32(bits);
 }
 
 // Adds `blocks` blocks of a panel to its totals with one tile; fetches what lies at `ahead`, 128
 // bytes a block.
 void multiply(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
               const char* ahead) {
-    __m512 total[kPanelRows];
+    Floats total[kPanelRows];
 #pragma GCC unroll 8
     for (int m = 0; m < kPanelRows; ++m) total[m] = totals[m];
     for (int b = 0; b < blocks; ++b, ++x, ahead += 128) {
         __builtin_prefetch(ahead);
         __builtin_prefetch(ahead + 64);
-        __m512i sums[kPanelRows];
+        Ints sums[kPanelRows];
 #pragma GCC unroll 8
         for (int m = 0; m < kPanelRows; ++m) {
             sums[m] = _mm512_add_epi32(w.start[b], _mm512_set1_epi32(x->start[m]));
@@ -82,15 +72,14 @@ void multiply(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
             const Weights::Group group = w.groups[b][g];
 #pragma GCC unroll 8
             for (int m = 0; m < kPanelRows; ++m) {
-                const __m512i first = _mm512_add_epi8(four(x->codes[g][m]), group.j);
-                const __m512i second = _mm512_add_epi8(four(x->codes[g + kGroups][m]), group.i);
-                sums[m] = _mm512_dpbusd_epi32(sums[m], first, second);
+                const Bytes first = _mm512_add_epi8(quad(x->codes[g][m]), group.j);
+                const Bytes second = _mm512_add_epi8(quad(x->codes[g + kGroups][m]), group.i);
+                dot4(sums[m], first, second);
             }
         }
 #pragma GCC unroll 8
         for (int m = 0; m < kPanelRows; ++m) {
-            const __m512 both = _mm512_mul_ps(w.scale[b], _mm512_set1_ps(x->scale[m]));
-            total[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[m]), both, total[m]);
+            scale_add(total[m], sums[m], w.scale[b], x->scale[m]);
         }
     }
 #pragma GCC unroll 8
@@ -134,7 +123,7 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
             for (int m = 0; m < kPanelRows && panel * kPanelRows + m < p.m; ++m) {
                 for (int t = 0; t < tiles; ++t) {
                     alignas(64) float out[kLanes];
-                    _mm512_store_ps(out, of_panel[t][m]);
+                    store_floats(out, of_panel[t][m]);
                     finish<1>(p, out, panel * kPanelRows + m, tile + t);
                 }
             }
@@ -168,11 +157,11 @@ void pack_block(const int8_t* const* rows, PanelBlock& to) {
     const __m512i j[2] = {_mm512_permutex2var_epi32(j_0123, front, j_4567),
                           _mm512_permutex2var_epi32(j_0123, back, j_4567)};
     const __m512i flip = _mm512_set1_epi8(-128);  // adds 128
-    __m512i products = _mm512_setzero_si512();
+    Ints products = _mm512_setzero_si512();
     for (int half = 0; half < 2; ++half) {
         _mm512_storeu_si512(to.codes[2 * half], i[half]);
         _mm512_storeu_si512(to.codes[kGroups + 2 * half], j[half]);
-        products = _mm512_dpbusd_epi32(products, _mm512_xor_si512(i[half], flip), j[half]);
+        dot4(products, _mm512_xor_si512(i[half], flip), j[half]);
     }
     const __m256i sums =
         _mm256_add_epi32(_mm512_castsi512_si256(products), _mm512_extracti64x4_epi64(products, 1));
