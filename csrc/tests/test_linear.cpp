@@ -156,6 +156,48 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
     }
 }
 
+// Some levels add a block's products up in 16 bits, two sums to an output: inputs whose number is 0
+// or 1 of four, and those whose number is 2 or 3. Whatever the signs, neither may overflow.
+TEST(linear_int4_sums_of_a_block_do_not_overflow) {
+    constexpr int kInputs = 32;
+    for (const Kernels* kernels : test::levels()) {
+        for (int bits = 0; bits < 16; ++bits) {
+            for (const int most : {127, largest_code(WeightType::int4)}) {
+                std::vector<int8_t> x;
+                int x_sum = 0, total = 0;
+                uint8_t nibbles[2];
+                for (int half = 0; half < 2; ++half) {
+                    const int code = (bits >> half & 1) != 0 ? most : -most;
+                    const int w = (bits >> (2 + half) & 1) != 0 ? 7 : -8;
+                    nibbles[half] = uint8_t((w + 8) * 0x11);
+                    x_sum += code * kInputs / 2, total += code * w * kInputs / 2;
+                }
+                for (int i = 0; i < kInputs; ++i) {
+                    x.push_back(int8_t((bits >> (i / 2 % 2) & 1) != 0 ? most : -most));
+                }
+                std::vector<uint8_t> w(16 * kInputs / 2);
+                for (size_t i = 0; i < w.size(); ++i) w[i] = nibbles[i / 2 % 2];
+                const std::vector<uint16_t> one(16, 0x3c00);
+                const float scale = 1.0f;
+                std::vector<float> y = poison(16);
+                LinearParams p = {w.data(), one.data(), nullptr, nullptr, x.data(), &scale,
+                                  &x_sum,   y.data(),   1,       16,      kInputs,  kInputs,
+                                  16,       0,          1,       false};
+                kernels->linear[int(WeightType::int4)](p);
+                for (float value : y) CHECK(value == float(total));
+                if (kernels->linear_int4_panels == nullptr || most == 127) continue;
+                PanelBlock panel;
+                kernels->pack_rows({x.data(), &scale, &panel, 1, kInputs, 0, 1});
+                p.panels = &panel;
+                y = poison(16);
+                p.y = y.data();
+                kernels->linear_int4_panels(p);
+                for (float value : y) CHECK(value == float(total));
+            }
+        }
+    }
+}
+
 TEST(linear_panels_give_the_bits_of_rows) {
     constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 256, 257, 300};
     constexpr int kInputs[] = {1, 31, 32, 33, 64, 255, 256, 257, 288, 511, 512, 513, 1100};

@@ -11,7 +11,7 @@ const Kernels& table() {
         Isa::LATRT_LEVEL,
         {linear_f32, linear_bf16, linear_int8, linear_int4},
         quantise,
-#if defined(__AVX512VNNI__)
+#if defined(__AVX2__)
         pack_rows,
         linear_int4_panels,
 #else

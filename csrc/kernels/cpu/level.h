@@ -11,8 +11,8 @@ void linear_bf16(const LinearParams& p);
 void linear_int8(const LinearParams& p);
 void linear_int4(const LinearParams& p);
 void quantise(const QuantiseParams& p);
-void pack_rows(const PackRowsParams& p);         // avx512 only
-void linear_int4_panels(const LinearParams& p);  // avx512 only
+void pack_rows(const PackRowsParams& p);         // not plain
+void linear_int4_panels(const LinearParams& p);  // not plain
 void attention(const AttentionParams& p);
 void rms_norm(const RmsNormParams& p);
 void swiglu(const SwiGluParams& p);

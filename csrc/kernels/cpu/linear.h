@@ -18,7 +18,7 @@
 namespace latrt {
 
 // The largest code of an activation that meets weights of this type. For int4 it leaves room for
-// the sum of an activation's code and a weight's in a byte (linear_panels.cpp).
+// the sum of an activation's code and a weight's in a byte (panels_avx512.h).
 constexpr int largest_code(WeightType type) {
     return type == WeightType::int4 ? 120 : 127;
 }

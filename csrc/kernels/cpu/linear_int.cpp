@@ -61,7 +61,7 @@ void fetch_ahead(const Cursor<kBits>& at, int block) {
 
 // Adds the products of 4 inputs of a block of T tiles and M rows.
 template <int T, int M>
-void add_dots(Ints (&sums)[T][M], const Cursor<4>& at, int group) {
+void add_dots(Sums4 (&sums)[T][M], const Cursor<4>& at, int group) {
     Bytes low[T], high[T];
 #pragma GCC unroll 2
     for (int t = 0; t < T; ++t) {
@@ -92,6 +92,20 @@ void add_dots(Ints (&sums)[T][M], const Cursor<8>& at, int group) {
     }
 }
 
+// The sums of a block's products, from their start to their end.
+template <int kBits>
+struct Dots {
+    using Sums = Ints;
+    static Sums start(const int32_t* x_sum) { return start8(x_sum); }
+    static Ints end(Sums sums) { return sums; }
+};
+template <>
+struct Dots<4> {
+    using Sums = Sums4;
+    static Sums start(const int32_t* x_sum) { return start4(x_sum); }
+    static Ints end(Sums sums) { return ints_of(sums); }
+};
+
 // T tiles of M rows. Every sum is made in the same order whatever T and M are.
 template <int T, int M, int kBits>
 void panel(const LinearParams& p, int row, int tile) {
@@ -102,13 +116,12 @@ void panel(const LinearParams& p, int row, int tile) {
     }
     for (int b = 0; b < at.blocks; ++b, at.next()) {
         fetch_ahead<T>(at, b);
-        Ints sums[T][M];
+        typename Dots<kBits>::Sums sums[T][M];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-            const int32_t* x_sum = at.x_sum + int64_t{m} * at.blocks;
-            const Ints start = kBits == 4 ? start4(x_sum) : start8(x_sum);
+            const auto first = Dots<kBits>::start(at.x_sum + int64_t{m} * at.blocks);
 #pragma GCC unroll 2
-            for (int t = 0; t < T; ++t) sums[t][m] = start;
+            for (int t = 0; t < T; ++t) sums[t][m] = first;
         }
 #pragma GCC unroll 8
         for (int group = 0; group < kBits; ++group) add_dots<T, M>(sums, at, group);
@@ -117,7 +130,8 @@ void panel(const LinearParams& p, int row, int tile) {
             const Floats scale = at.scale(t);
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
-                scale_add(totals[t][m], sums[t][m], scale, at.x_scale[int64_t{m} * at.blocks]);
+                scale_add(totals[t][m], Dots<kBits>::end(sums[t][m]), scale,
+                          at.x_scale[int64_t{m} * at.blocks]);
             }
         }
     }

@@ -1,90 +1,22 @@
-// int4 linear layers of many rows with AVX-512's dot products: rows in panels, weights unpacked
-// once for many rows, and half the dot products.
-//
-// Four bits leave room in a byte. With it, one dot product does the work of two (Winograd 1968, "A
-// new algorithm for inner product"): for inputs i and j, codes of activations a and of weights w,
-//
-//     a_i w_i + a_j w_j = (a_i + w_j) (a_j + w_i) - a_i a_j - w_i w_j
-//
-// where the last two products are the same for all outputs and for all rows. The two sums go to
-// other ports than dot products do: on a processor that starts one dot product and two sums a
-// cycle, 3 instructions in 1.5 cycles for what took 2. Sums of integers stay exact, and what is
-// done in float is what `linear_int4` does in the same order, so the bits are the same.
-#include <immintrin.h>
-
+// int4 linear layers of many rows: rows in panels, weights unpacked once for many rows. What is
+// done with a block is the level's own, `panels_avx512.h` and `panels_avx2.h`: sums of integers
+// stay exact, and what is done in float is what `linear_int4` does in the same order, so the bits
+// are the same.
 #include "kernels/cpu/level.h"
 #include "kernels/cpu/linear_finish.h"
-#include "kernels/cpu/vec_int.h"
+
+#if defined(__AVX512VNNI__)
+#include "kernels/cpu/panels_avx512.h"
+#else
+#include "kernels/cpu/panels_avx2.h"
+#endif
 
 namespace latrt::LATRT_LEVEL {
 namespace {
 
-constexpr int kPairs = kBlock / 2;       // inputs i of a block; j is 16 further on
-constexpr int kGroups = kPairs / 4;      // dot products of a block
-constexpr int kBytes = kLanes * kPairs;  // of a block of a tile
-constexpr int kTiles = 4;                // that share a panel in the L1 cache
-constexpr int kPanels = 32;              // whose sums stay in the L2 cache meanwhile
-
-// Up to `kPanelBlocks` blocks of a tile of outputs, ready for every row.
-struct alignas(64) Weights {
-    struct Group {
-        Bytes j, i;  // w_j + 128, so that the first factor is unsigned; w_i, signed
-    };
-    Group groups[kPanelBlocks][kGroups];
-    Ints start[kPanelBlocks];  // the products w_i w_j, subtracted
-    Floats scale[kPanelBlocks];
-};
-
-using Totals = Floats[kPanelRows];
-
-void unpack(const uint8_t* codes, const uint16_t* scales, int scale_run, int blocks, Weights& to) {
-    for (int b = 0; b < blocks; ++b) {
-        Ints products = _mm512_setzero_si512();
-        for (int g = 0; g < kGroups; ++g, codes += 64) {
-            const Bytes pair = load_bytes(codes);
-            const Bytes i = _mm512_sub_epi8(low_nibbles(pair), _mm512_set1_epi8(8));
-            const Bytes j = _mm512_add_epi8(high_nibbles(pair), _mm512_set1_epi8(128 - 8));
-            dot4(products, j, i);
-            to.groups[b][g] = {j, i};
-        }
-        to.start[b] = _mm512_sub_epi32(_mm512_setzero_si512(), products);
-        to.scale[b] = load_halves(scales + b / scale_run * kLanes);
-    }
-}
-
-// Adds `blocks` blocks of a panel to its totals with one tile; fetches what lies at `ahead`, 128
-// bytes a block.
-void multiply(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
-              const char* ahead) {
-    Floats total[kPanelRows];
-#pragma GCC unroll 8
-    for (int m = 0; m < kPanelRows; ++m) total[m] = totals[m];
-    for (int b = 0; b < blocks; ++b, ++x, ahead += 128) {
-        __builtin_prefetch(ahead);
-        __builtin_prefetch(ahead + 64);
-        Ints sums[kPanelRows];
-#pragma GCC unroll 8
-        for (int m = 0; m < kPanelRows; ++m) {
-            sums[m] = _mm512_add_epi32(w.start[b], _mm512_set1_epi32(x->start[m]));
-        }
-#pragma GCC unroll 4
-        for (int g = 0; g < kGroups; ++g) {
-            const Weights::Group group = w.groups[b][g];
-#pragma GCC unroll 8
-            for (int m = 0; m < kPanelRows; ++m) {
-                const Bytes first = _mm512_add_epi8(quad(x->codes[g][m]), group.j);
-                const Bytes second = _mm512_add_epi8(quad(x->codes[g + kGroups][m]), group.i);
-                dot4(sums[m], first, second);
-            }
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < kPanelRows; ++m) {
-            scale_add(total[m], sums[m], w.scale[b], x->scale[m]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < kPanelRows; ++m) totals[m] = total[m];
-}
+constexpr int kBytes = kLanes * kBlock / 2;  // of a block of a tile
+constexpr int kTiles = 4;                    // that share a panel in the L1 cache
+constexpr int kPanels = 32;                  // whose sums stay in the L2 cache meanwhile
 
 void fetch(const void* from, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) {
@@ -129,44 +61,6 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
             }
         }
     }
-}
-
-// Rows m and m + 1 of a panel, 32 codes each.
-inline __m512i two_rows(const int8_t* const* rows, int m) {
-    const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[m]));
-    const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[m + 1]));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-}
-
-// Interleaves the codes of 8 rows by fours. What a row's sums begin with is the same for every
-// output: the products of its inputs with each other and with the 128, subtracted.
-void pack_block(const int8_t* const* rows, PanelBlock& to) {
-    const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
-    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
-    const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));
-    const __m512i r01 = two_rows(rows, 0), r23 = two_rows(rows, 2);
-    const __m512i r45 = two_rows(rows, 4), r67 = two_rows(rows, 6);
-    // Inputs i are fours 0 to 3, inputs j fours 4 to 7; of four rows, then of all.
-    const __m512i i_0123 = _mm512_permutex2var_epi32(r01, low, r23);
-    const __m512i i_4567 = _mm512_permutex2var_epi32(r45, low, r67);
-    const __m512i j_0123 = _mm512_permutex2var_epi32(r01, high, r23);
-    const __m512i j_4567 = _mm512_permutex2var_epi32(r45, high, r67);
-    const __m512i i[2] = {_mm512_permutex2var_epi32(i_0123, front, i_4567),
-                          _mm512_permutex2var_epi32(i_0123, back, i_4567)};
-    const __m512i j[2] = {_mm512_permutex2var_epi32(j_0123, front, j_4567),
-                          _mm512_permutex2var_epi32(j_0123, back, j_4567)};
-    const __m512i flip = _mm512_set1_epi8(-128);  // adds 128
-    Ints products = _mm512_setzero_si512();
-    for (int half = 0; half < 2; ++half) {
-        _mm512_storeu_si512(to.codes[2 * half], i[half]);
-        _mm512_storeu_si512(to.codes[kGroups + 2 * half], j[half]);
-        dot4(products, _mm512_xor_si512(i[half], flip), j[half]);
-    }
-    const __m256i sums =
-        _mm256_add_epi32(_mm512_castsi512_si256(products), _mm512_extracti64x4_epi64(products, 1));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.start),
-                        _mm256_sub_epi32(_mm256_setzero_si256(), sums));
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 // `dot4(sums, w, x)`: sums[i] += w[4 i .. 4 i + 3] . x[0 .. 3], `x` a `quad` of activations. Codes
 // of 4 bits come as they are (0 to 15). Bytes of 8-bit weights are code + 128: `bytes_of` makes of
 // them what `dot8` takes. `start4` and `start8` are the sums to begin with, so that the result is
-// that of the signed codes.
+// that of the signed codes. `Sums4` are sums of int4 products on their way, for one block at most;
+// `ints_of` ends them.
 //
 // `kIntRows` rows of activations and tiles of outputs (`kTiles4`, `kTiles8`, by bits) run together;
 // their sums fit the registers. What is best was measured: two tiles read two streams, which costs
@@ -52,6 +53,10 @@ inline Ints start8(const int32_t* x_sum) {
 }
 inline Bytes bytes_of(Bytes stored) {
     return stored;
+}
+using Sums4 = Ints;
+inline Ints ints_of(Sums4 sums) {
+    return sums;
 }
 
 using Quad = __m512i;
@@ -105,9 +110,22 @@ inline Bytes low_nibbles(Bytes b) {
 inline Bytes high_nibbles(Bytes b) {
     return low_nibbles({{_mm256_srli_epi16(b.v[0], 4), _mm256_srli_epi16(b.v[1], 4)}});
 }
-inline Ints start4(const int32_t* x_sum) {
-    const __m256i value = _mm256_set1_epi32(-8 * *x_sum);
+// 16 bits hold the sums of a block's 4-bit products, two to an output: each adds up to 16 products
+// of codes 0 to 15 and -127 to 127, 30,480 at most. What is subtracted for the codes' offset of 8
+// goes half to either, and leaves them as small: it is a product of 4 with every code of the block.
+struct Sums4 {
+    __m256i v[2];
+};
+inline int32_t start_pair(int32_t x_sum) {
+    return static_cast<int32_t>(static_cast<uint16_t>(-4 * x_sum) * 0x10001u);
+}
+inline Sums4 start4(const int32_t* x_sum) {
+    const __m256i value = _mm256_set1_epi32(start_pair(*x_sum));
     return {{value, value}};
+}
+inline Ints ints_of(Sums4 sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {{_mm256_madd_epi16(sums.v[0], ones), _mm256_madd_epi16(sums.v[1], ones)}};
 }
 inline Ints start8(const int32_t*) {
     return {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
@@ -124,18 +142,23 @@ inline Quad quad(const int8_t* x) {
     std::memcpy(&four, x, sizeof four);
     return _mm256_set1_epi32(four);
 }
-// Unsigned times signed bytes; the sums of two products stay within 16 bits here.
-inline __m256i add_products(__m256i sums, __m256i w, __m256i x) {
-    const __m256i pairs = _mm256_maddubs_epi16(w, x);
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+// Keeps a sum in its register: left alone, GCC makes a tree of a chain of sums and spills it.
+inline void in_register(__m256i& sums) {
+    asm("" : "+x"(sums));
 }
-inline void dot4(Ints& sums, Bytes w, Quad x) {
-    for (int i = 0; i < 2; ++i) sums.v[i] = add_products(sums.v[i], w.v[i], x);
+inline void dot4(Sums4& sums, Bytes w, Quad x) {
+    for (int i = 0; i < 2; ++i) {
+        sums.v[i] = _mm256_add_epi16(sums.v[i], _mm256_maddubs_epi16(w.v[i], x));
+        in_register(sums.v[i]);
+    }
 }
+// Unsigned times signed bytes: magnitudes times activations of their sign, two products in 16 bits.
 inline void dot8(Ints& sums, Bytes w, Quad x) {
     for (int i = 0; i < 2; ++i) {
-        const __m256i magnitude = _mm256_abs_epi8(w.v[i]);
-        sums.v[i] = add_products(sums.v[i], magnitude, _mm256_sign_epi8(x, w.v[i]));
+        const __m256i pairs =
+            _mm256_maddubs_epi16(_mm256_abs_epi8(w.v[i]), _mm256_sign_epi8(x, w.v[i]));
+        sums.v[i] = _mm256_add_epi32(sums.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        in_register(sums.v[i]);
     }
 }
 
@@ -157,7 +180,7 @@ inline void store_floats(float* to, Floats sums) {
     for (int i = 0; i < 2; ++i) _mm256_storeu_ps(to + 8 * i, sums.v[i]);
 }
 
-constexpr int kIntRows = 2, kTiles4 = 1, kTiles8 = 1;
+constexpr int kIntRows = 4, kTiles4 = 1, kTiles8 = 1;
 
 #else
 
@@ -197,6 +220,10 @@ inline Ints start8(const int32_t* x_sum) {
 }
 inline Bytes bytes_of(Bytes stored) {
     return stored;
+}
+using Sums4 = Ints;
+inline Ints ints_of(Sums4 sums) {
+    return sums;
 }
 
 using Quad = const int8_t*;
