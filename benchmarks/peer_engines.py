@@ -101,15 +101,20 @@ def _openvino(name: str, bits: int, weights: tuple[str, ...]) -> Peer:
     )
 
 
-PEERS = (
-    Peer(
-        name="transformers bf16",
-        bits=16,
+def _transformers(name: str, bits: int, dtype: str) -> Peer:
+    return Peer(
+        name=name,
+        bits=bits,
         environment="transformers",
         packages=(_TORCH, "transformers==5.23.0"),
-        worker=("benchmarks/peer_transformers.py",),
-        run_gib=9,
-    ),
+        worker=("benchmarks/peer_transformers.py", dtype),
+        run_gib=9 if bits == 16 else 16,
+    )
+
+
+PEERS = (
+    _transformers("transformers float32", 32, "float32"),
+    _transformers("transformers bf16", 16, "bfloat16"),
     _llama("llama.cpp Q4_0", 4, "q4_0"),
     _llama("llama.cpp Q8_0", 8, "q8_0"),
     _openvino("OpenVINO GenAI int4", 4, _OPENVINO_INT4),

@@ -1,8 +1,8 @@
 """transformers' side of `peers` (protocol: `peer_protocol`), and the reference of its check.
 
-    python benchmarks/peer_transformers.py CKPT THREADS
+    python benchmarks/peer_transformers.py CKPT THREADS float32|bfloat16
 
-bf16, attention by sdpa. {"ids", "top": N} is answered by {"top"}: the N likeliest next tokens,
+Attention by sdpa. {"ids", "top": N} is answered by {"top"}: the N likeliest next tokens,
 likeliest first.
 """
 
@@ -12,13 +12,13 @@ import sys
 from peer_protocol import pin, serve, steps
 
 
-def load(path, threads):
+def load(path, threads, dtype):
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.bfloat16, attn_implementation="sdpa"
+        path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     ).eval()
     state = {}
 
@@ -50,11 +50,11 @@ def load(path, threads):
 
 
 def main():
-    path, threads = sys.argv[1], int(sys.argv[2])
+    path, threads, dtype = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     pin(threads)
     names = ("transformers", "torch")
     text = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    serve(lambda: load(path, threads), lambda: text)
+    serve(lambda: load(path, threads, dtype), lambda: text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The vision tower alone, of one side of `vision_speed`.
 
     python benchmarks/peer_vision.py ours BUNDLE THREADS
-    python benchmarks/peer_vision.py transformers CKPT THREADS   # bf16, attention by sdpa
+    python benchmarks/peer_vision.py float32|bfloat16 CKPT THREADS   # transformers, sdpa
 
 {"pixels": FILE, "grid": [1, H, W], "embeds": FILE} reads patches (H*W, C) from one .npy file,
 writes the visual embeddings to another, and is answered by {"seconds"}.
@@ -23,7 +23,7 @@ def load_ours(path, threads):
     return engine.vision
 
 
-def load_transformers(path, threads):
+def load_transformers(path, threads, dtype):
     import numpy as np
     import torch
     from safetensors import safe_open
@@ -35,14 +35,15 @@ def load_transformers(path, threads):
     torch.set_num_threads(threads)
     config = AutoConfig.from_pretrained(path).vision_config
     config._attn_implementation = "sdpa"
-    tower = Tower(config).to(torch.bfloat16).eval()
+    dtype = getattr(torch, dtype)
+    tower = Tower(config).to(dtype).eval()
     with safe_open(f"{path}/model.safetensors", "pt") as file:
         names = [n for n in file.keys() if n.startswith("visual.")]  # noqa: SIM118 - no mapping
         tower.load_state_dict({n.removeprefix("visual."): file.get_tensor(n) for n in names})
 
     @torch.inference_mode()
     def run(pixels, grid):
-        out = tower(torch.from_numpy(pixels).bfloat16(), grid_thw=torch.from_numpy(grid))
+        out = tower(torch.from_numpy(pixels).to(dtype), grid_thw=torch.from_numpy(grid))
         # Newer versions return the embeddings before and after they are merged.
         embeds = out.pooler_output if hasattr(out, "pooler_output") else out
         return embeds.float().numpy().astype(np.float32)
@@ -53,7 +54,8 @@ def load_transformers(path, threads):
 def load(kind, path, threads):
     import numpy as np
 
-    run = {"ours": load_ours, "transformers": load_transformers}[kind](path, threads)
+    ours = kind == "ours"
+    run = load_ours(path, threads) if ours else load_transformers(path, threads, kind)
 
     def answer(pixels, grid, embeds):
         values = np.load(pixels)
@@ -70,7 +72,7 @@ def load(kind, path, threads):
 def main():
     kind, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     pin(threads)
-    name = {"ours": "la-trt", "transformers": "transformers"}[kind]
+    name = "la-trt" if kind == "ours" else "transformers"
     serve(lambda: load(kind, path, threads), lambda: f"{name} {importlib.metadata.version(name)}")
 
 

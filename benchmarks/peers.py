@@ -1,14 +1,14 @@
 """Our CPU engine and those that people use today, side by side at the 3B shape.
 
-    python benchmarks/peers.py [--work DIR] [--only NAME ...] [--rounds 3] [--fresh]
+    python benchmarks/peers.py [--work DIR] [--only NAME ...] [--rounds 3] [--fresh] [--name NAME]
 
 Random weights, the same for all; batch 1, greedy, contexts 512 and 2048. Each peer is set up in an
 environment of its own below --work, its model made by its own tools. One engine runs at a time,
 between two probes of the machine's read bandwidth. An engine's record is kept in --work, so a run
 that was cut short goes on where it was. Peers that cannot be installed, or whose model does not
 fit the memory, are named with the cause. Before it is timed, an engine is checked: the same answer
-twice, and, from 8 bits on, its first token among the 1000 likeliest of transformers in bf16. Ends
-with one JSON line.
+twice, and, from 8 bits on, its first token among the 1000 likeliest of transformers in float32.
+Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ OURS = {  # bits, weights that share a scale
 CONTEXTS = (512, 2048)
 CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4
 REINJECT, BATCH, BATCH_STEPS, MASS_STEPS = 256, 8, 12, 512
-REFERENCE = "transformers bf16"
+REFERENCE = "transformers float32"
 
 
 def prompt(context: int, seed: int) -> list[int]:
@@ -67,7 +67,7 @@ def check(worker: Worker, top: list[int] | None, bits: int, *, ours: bool) -> st
     The same prompt must give the same answer twice, or a peer's the same first token: where a peer
     does not repeat itself to the last bit, random weights decide by little, and it is said. Nor do
     random weights survive rounding to 4 bits: there the first token is named, so that engines
-    which round alike can be compared, and not held against bf16.
+    which round alike can be compared, and not held against float32.
     """
     ids = prompt(CHECK_IDS, 0)
     first, second = (worker.ask(ids=ids, decode=CHECK_DECODE)["tokens"] for _ in range(2))
@@ -195,8 +195,15 @@ def decoder_bytes(bundle: Path) -> int:
 @click.option("--rounds", default=3, show_default=True, help="Prompts of each context.")
 @click.option("--decode", default=32, show_default=True, help="Steps behind each prompt.")
 @click.option("--fresh", is_flag=True, help="Measure again what is cached.")
+@click.option("--name", "results", default="peers", show_default=True, help="Of the results.")
 def main(
-    work: Path, only: tuple[str, ...], threads: int, rounds: int, decode: int, fresh: bool
+    work: Path,
+    only: tuple[str, ...],
+    threads: int,
+    rounds: int,
+    decode: int,
+    fresh: bool,
+    results: str,
 ) -> None:
     work = work.resolve()
     (work / "records").mkdir(parents=True, exist_ok=True)
@@ -222,7 +229,7 @@ def main(
         records.append(record)
     result = summarise(records)
     result |= {"threads": threads, "machine": describe_machine()}
-    write_results("peers", {**result, "records": records}, to_table(result))
+    write_results(results, {**result, "records": records}, to_table(result))
     click.echo(to_table(result), err=True)
     click.echo(json.dumps(result))
 

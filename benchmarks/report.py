@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+# What decides which kernels an engine has, by its name in /proc/cpuinfo.
+_INSTRUCTIONS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8")
 _PACKAGES = ("onnxruntime", "onnx-ir", "numpy", "torch")
 
 
 def describe_machine() -> dict[str, str]:
-    """CPU, cores, memory, Python and library versions."""
+    """CPU, its vector instructions, cores, memory, Python and library versions."""
     cpu = next((v for k, v in _pairs("/proc/cpuinfo") if k == "model name"), platform.machine())
     memory = next((v for k, v in _pairs("/proc/meminfo") if k == "MemTotal"), "? kB")
     found = {"cpu": cpu, "cores": str(os.cpu_count()), "memory": memory}
+    flags = next((v.split() for k, v in _pairs("/proc/cpuinfo") if k == "flags"), [])
+    if known := [name for name in _INSTRUCTIONS if name in flags]:
+        found["instructions"] = " ".join(known)
     found["python"] = platform.python_version()
     for name in _PACKAGES:
         try:
