@@ -108,7 +108,7 @@ def _transformers(name: str, bits: int, dtype: str) -> Peer:
         environment="transformers",
         packages=(_TORCH, "transformers==5.23.0"),
         worker=("benchmarks/peer_transformers.py", dtype),
-        run_gib=9 if bits == 16 else 16,
+        run_gib=9 if bits == 16 else 18,
     )
 
 
