@@ -47,14 +47,14 @@ TEST(bundle_opens_as_it_was_written) {
     const latrt::Model model(std::string(LATRT_GOLDEN) + "/bundle", {});
     CHECK(model.config().decoder.num_layers == 2 && model.max_len() == 512);
     CHECK(model.tokenizer().control_id("<|image_pad|>") == model.config().image_token_id);
-    CHECK(model.dtype() == "int8");
+    CHECK(model.dtype() == "float32");
 }
 
 TEST(bundle_refuses_what_was_changed) {
     const auto manifest = [](const char* from, const char* to) {
         return opening([=](const fs::path& p) { rewrite(p / "bundle.json", from, to); });
     };
-    CHECK(manifest("\"int8\"", "\"int4\"") == "E_MANIFEST");
+    CHECK(manifest("\"none\"", "\"int8\"") == "E_MANIFEST");
     CHECK(manifest("{\n", "{\n\n") == "E_MANIFEST");
     CHECK(manifest("\"format_version\": 1", "\"format_version\": 2") == "E_FORMAT_VERSION");
     CHECK(manifest("{", "[") == "E_MANIFEST");
