@@ -24,7 +24,7 @@ from train.dense import DenseHeads, dense_loss
 from train.export import export
 from train.options import config_options
 from train.parallel import join, wait_for_all
-from train.precision import MasterWeights, fast_attention, keep_heap
+from train.precision import MasterWeights, fast_attention, fast_dtype, keep_heap
 from train.pretrain import see
 from train.progress import RunLog
 from train.questions import QuestionBatches
@@ -170,7 +170,9 @@ class Trainer:
         self.vocabulary = write_tokenizer(output / own)
         self.model, self.heads = make_model(self.vocabulary, config.seed, tower, config.layers)
         self.weights = MasterWeights(
-            {"model": self.model, "heads": self.heads}, weight_decay=config.weight_decay
+            {"model": self.model, "heads": self.heads},
+            weight_decay=config.weight_decay,
+            dtype=fast_dtype(),
         )
         self.step = 0
         if self.path.exists():

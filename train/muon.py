@@ -14,10 +14,10 @@ _COEFFICIENTS = (3.4445, -4.775, 2.0315)
 _STEPS = 5
 
 
-def orthogonalise(update_NAB: Tensor) -> Tensor:
-    """The nearest orthogonal matrix, about, to each of N matrices: Newton-Schulz in bfloat16."""
+def orthogonalise(update_NAB: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The nearest orthogonal matrix, about, to each of N matrices: Newton-Schulz in `dtype`."""
     a, b, c = _COEFFICIENTS
-    x = update_NAB.bfloat16()
+    x = update_NAB.to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)
@@ -32,9 +32,15 @@ class StackedMuon:
     """Muon over stacks (N, A, B) of matrices; `gradients` are to be filled before each step."""
 
     def __init__(
-        self, stacks: list[Tensor], *, weight_decay: float, momentum: float = 0.95
+        self,
+        stacks: list[Tensor],
+        *,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.stacks, self.weight_decay, self.momentum = stacks, weight_decay, momentum
+        self.dtype = dtype
         self.gradients = [torch.zeros_like(stack) for stack in stacks]
         self.buffers = [torch.zeros_like(stack) for stack in stacks]
 
@@ -45,6 +51,6 @@ class StackedMuon:
             if not gradient.any():  # frozen; a stale momentum must not move it
                 continue
             buffer.lerp_(gradient, 1 - self.momentum)
-            update = orthogonalise(gradient.lerp(buffer, self.momentum))
+            update = orthogonalise(gradient.lerp(buffer, self.momentum), self.dtype)
             scale = 0.2 * max(stack.shape[1:]) ** 0.5
             stack.mul_(1 - lr * self.weight_decay).add_(update, alpha=-lr * scale)

@@ -19,7 +19,7 @@ from train.dense import DenseHeads, DenseScore, dense_loss, dense_score
 from train.options import config_options
 from train.parallel import join, wait_for_all
 from train.pixels import patchify
-from train.precision import MasterWeights, fast_attention, keep_heap
+from train.precision import MasterWeights, fast_attention, fast_dtype, keep_heap
 from train.progress import RunLog
 from train.scenes import SceneBatches, fixed_scenes, loader
 from train.schedule import warmup_stable_decay
@@ -89,7 +89,10 @@ def pretrain(config: PretrainConfig, output: Path) -> Path:
     fixed = fixed_scenes("validation", config.num_validation, WorldConfig())
     tower, heads = make_tower(config.seed)
     weights = MasterWeights(
-        {"visual": tower, "heads": heads}, weight_decay=config.weight_decay, muon=config.muon
+        {"visual": tower, "heads": heads},
+        weight_decay=config.weight_decay,
+        muon=config.muon,
+        dtype=fast_dtype(),
     )
     path, first = output / "pretrain.pt", 0
     if path.exists():

@@ -29,7 +29,8 @@ _COMMON = {
     "warmup_frac": "Share of the updates over which the rate rises, 0 to 1.",
     "decay_frac": "Share of the updates, the last ones, over which the rate falls to 0.",
     "max_norm": "Norm that the gradient of all weights together is clipped to.",
-    "dtype": "Of the forward and backward pass; the optimizer's weights are float32.",
+    "dtype": "Of the forward and backward pass; the optimizer's weights are float32. bfloat16 is "
+    "the slower one on a CPU without AVX-512.",
     "train_vision": "Train vision tower and merger too.",
     "only_tag_rows": "Of embedding and head train the rows of the added tokens alone.",
     "recompute": "Recompute activations in the backward pass: less memory, more time.",

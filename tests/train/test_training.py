@@ -20,7 +20,7 @@ from la_trt.tags import ALL_TAGS
 from train.coldstart import ColdStartConfig, Trainer, batch_loss, sft, training_world
 from train.dense import HEADS, dense_loss, dense_score, dense_targets
 from train.muon import StackedMuon, orthogonalise
-from train.precision import MasterWeights
+from train.precision import MasterWeights, fast_dtype
 from train.pretrain import PretrainConfig, pretrain
 from train.questions import QuestionBatches
 from train.schedule import warmup_stable_decay
@@ -61,10 +61,13 @@ def test_schedule_rises_holds_and_falls() -> None:
     assert factors == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 19, 5), (1, 4, 111)])
-def test_orthogonalise(shape: tuple[int, int, int]) -> None:
+def test_orthogonalise(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)).float())
+    update = orthogonalise(torch.randn(shape), dtype)
+    assert update.dtype == dtype
+    singular = torch.linalg.svdvals(update.float())
     assert float(singular.min()) > 0.4 and float(singular.max()) < 1.5
 
 
@@ -86,21 +89,22 @@ def test_stacked_muon_equals_torchs() -> None:
         torch.testing.assert_close(a, b.detach(), atol=2e-3, rtol=0)
 
 
-def test_master_weights_clip_and_skip_what_is_not_finite() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_master_weights_clip_and_skip_what_is_not_finite(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
     before = [p.detach().clone() for p in module.parameters()]
-    weights = MasterWeights({"m": module}, weight_decay=0.0)
-    module(torch.full((2, 6), float("nan"), dtype=torch.bfloat16)).sum().backward()
+    weights = MasterWeights({"m": module}, weight_decay=0.0, dtype=dtype)
+    module(torch.full((2, 6), float("nan"), dtype=dtype)).sum().backward()
     assert not np.isfinite(weights.step(0.1))
     for old, master in zip(before, weights.masters.values(), strict=True):
         torch.testing.assert_close(master, old, atol=0, rtol=0)
-    module(torch.ones(2, 6, dtype=torch.bfloat16)).sum().backward()
+    module(torch.ones(2, 6, dtype=dtype)).sum().backward()
     gradient = torch.cat([p.grad.float().flatten() for p in module.parameters()])  # type: ignore[union-attr]
     assert weights.step(0.1) == pytest.approx(float(gradient.norm()), rel=1e-3)
     for (name, master), live in zip(weights.masters.items(), module.parameters(), strict=True):
-        assert live.dtype == torch.bfloat16
-        torch.testing.assert_close(live.float(), master.bfloat16().float(), atol=0, rtol=0)
+        assert live.dtype == dtype
+        torch.testing.assert_close(live.float(), master.to(dtype).float(), atol=0, rtol=0)
         assert not torch.equal(master, before[list(weights.masters).index(name)])
 
 
@@ -132,6 +136,7 @@ def test_dense_score_and_loss_of_right_and_wrong_logits() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, list[float]]:
     """A trainer that saw one batch 20 times, and the losses."""
     trainer = Trainer(TRIAL, tmp_path_factory.mktemp("sft"), None)
+    assert next(trainer.model.parameters()).dtype == fast_dtype()
     batch = _batch(trainer)
     losses = [trainer.train_step(batch)[0] for _ in range(20)]
     trainer.save()
