@@ -36,7 +36,8 @@ def fast_dtype() -> torch.dtype:
 
     Elsewhere PyTorch emulates them, 8 to 120 times slower than float32.
     """
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    mkldnn = torch.backends.mkldnn.is_available()
+    supported = mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if supported else torch.float32
 
 
