@@ -1,8 +1,8 @@
 """Muon for many small matrices: those of one shape are orthogonalised together, as a batch.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the update's size as in Liu et al.
-2025 (arXiv 2502.16982), so that AdamW's learning rate and weight decay carry over. The same
-numbers as `torch.optim.Muon`, in a tenth of the calls.
+2025 (arXiv 2502.16982), so that AdamW's learning rate and weight decay carry over. In bfloat16
+the same numbers as `torch.optim.Muon`, in a tenth of the calls.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _COEFFICIENTS = (3.4445, -4.775, 2.0315)
 _STEPS = 5
 
 
-def orthogonalise(update_NAB: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalise(update_NAB: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest orthogonal matrix, about, to each of N matrices: Newton-Schulz in `dtype`."""
     a, b, c = _COEFFICIENTS
     x = update_NAB.to(dtype)
@@ -36,8 +36,8 @@ class StackedMuon:
         stacks: list[Tensor],
         *,
         weight_decay: float,
+        dtype: torch.dtype,
         momentum: float = 0.95,
-        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.stacks, self.weight_decay, self.momentum = stacks, weight_decay, momentum
         self.dtype = dtype

@@ -34,9 +34,8 @@ GOLDEN = Path(__file__).parent / "golden"
 def write_golden_bundle(path: Path, checkpoint: Path) -> None:
     """A bundle of native float32 weights alone: it is small, and the C++ needs no graphs.
 
-    Not int8, nor bfloat16, which AMX multiplies with rounded activations: there the last bit of a
-    float, which instruction sets round differently, decides now and then between two codes of an
-    activation, and answers differ by more than that bit.
+    Not int8: there the last bit of a float, which instruction sets round differently, decides now
+    and then between two codes of an activation, and answers differ by more than that bit.
     """
     source = open_checkpoint(checkpoint)
     image = ImageConfig.from_directory(checkpoint)

@@ -73,7 +73,8 @@ def test_orthogonalise(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 
 def test_stacked_muon_equals_torchs() -> None:
     torch.manual_seed(0)
-    ours = StackedMuon([torch.randn(3, 24, 40), torch.randn(2, 40, 8)], weight_decay=0.1)
+    stacks = [torch.randn(3, 24, 40), torch.randn(2, 40, 8)]
+    ours = StackedMuon(stacks, weight_decay=0.1, dtype=torch.bfloat16)
     theirs = [nn.Parameter(m.clone()) for stack in ours.stacks for m in stack]
     optimizer = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
