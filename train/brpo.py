@@ -37,7 +37,7 @@ from train.coldstart import training_world
 from train.command import run
 from train.options import run_options, setting_options, with_settings
 from train.parallel import join
-from train.precision import fast_attention
+from train.precision import fast_attention, slowness_note
 from train.presets_brpo import PRESETS, BrpoConfig
 from train.progress import RunLog, forget_after
 from train.rollout import (
@@ -270,6 +270,8 @@ def main(
         said = {"preset": preset, **config.to_dict(), "world": asdict(asked)}
         shown = json.dumps(said, indent=1)
         click.echo(shown, err=True)
+        if note := slowness_note(config.optim.dtype, device):
+            click.echo(note, err=True)
         trainer = Trainer(
             config, ckpt, output, data=data, images=images, world=asked, device=device
         )

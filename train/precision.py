@@ -41,6 +41,13 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if supported else torch.float32
 
 
+def slowness_note(dtype: str, device: str) -> str:
+    """What to tell who asked for a dtype that this device emulates; "" if it does not."""
+    if dtype != "bfloat16" or device != "cpu" or fast_dtype() is torch.bfloat16:
+        return ""
+    return "note: this processor emulates bfloat16; --dtype float32 trains many times faster"
+
+
 @contextmanager
 def fast_attention() -> Iterator[None]:
     """Attention as plain matrix products; in bfloat16 on a CPU it trains faster than fused."""

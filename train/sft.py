@@ -34,7 +34,7 @@ from train.command import run
 from train.learner import Learner
 from train.options import run_options, setting_options, with_settings
 from train.parallel import join
-from train.precision import fast_attention, keep_heap
+from train.precision import fast_attention, keep_heap, slowness_note
 from train.presets_sft import PRESETS, SftConfig
 from train.progress import RunLog, forget_after
 from train.reinject import Turn, build_sequences
@@ -322,6 +322,8 @@ def main(
         text = json.dumps(asdict(config) | {"world": asdict(read_world(world))}, indent=1)
         if first:
             click.echo(text, err=True)
+            if note := slowness_note(config.optim.dtype, device):
+                click.echo(note, err=True)
         trainer = Trainer(
             config,
             ckpt,

@@ -17,10 +17,11 @@ from la_trt.lookworld import WorldConfig, generate_scene, sample
 from la_trt.model.weights import load_model
 from la_trt.processor.tokenizer import Vocabulary
 from la_trt.tags import ALL_TAGS
+from train import precision
 from train.coldstart import ColdStartConfig, Trainer, batch_loss, sft, training_world
 from train.dense import HEADS, dense_loss, dense_score, dense_targets
 from train.muon import StackedMuon, orthogonalise
-from train.precision import MasterWeights, fast_dtype
+from train.precision import MasterWeights, fast_dtype, slowness_note
 from train.pretrain import PretrainConfig, pretrain
 from train.questions import QuestionBatches
 from train.schedule import warmup_stable_decay
@@ -131,6 +132,13 @@ def test_dense_score_and_loss_of_right_and_wrong_logits() -> None:
     assert float(dense_loss(right, targets)) < 1e-4
     wrong = [-part for part in right]
     assert dense_score(wrong, targets).exact == 0 and float(dense_loss(wrong, targets)) > 10
+
+
+@pytest.mark.parametrize("fast", [torch.bfloat16, torch.float32])
+def test_emulated_bfloat16_is_told(fast: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "fast_dtype", lambda: fast)
+    assert ("emulates" in slowness_note("bfloat16", "cpu")) == (fast is torch.float32)
+    assert slowness_note("float32", "cpu") == slowness_note("bfloat16", "cuda") == ""
 
 
 @pytest.fixture(scope="module")

@@ -55,16 +55,20 @@ void score_tile(const AttentionParams& p, const Rows& rows, int row, const T* ti
     }
 }
 
+// M rows at a time, then half of that.
+template <int M, class T>
+void score_rows(const AttentionParams& p, const Rows& rows, int row, const T* tile, int column,
+                const float* k_scale) {
+    for (; row + M <= rows.count; row += M) score_tile<M>(p, rows, row, tile, column, k_scale);
+    if constexpr (M > 1) score_rows<M / 2>(p, rows, row, tile, column, k_scale);
+}
+
 template <class T>
 void score_block(const AttentionParams& p, const Rows& rows, int first_key, int count) {
     for (int column = 0; column < count; column += kLanes) {
         const T* tile = static_cast<const T*>(p.k) + int64_t{first_key + column} * p.head_dim;
         const float* k_scale = sizeof(T) == 1 ? p.k_scale + first_key + column : nullptr;
-        int row = 0;
-        for (; row + kMaxRows <= rows.count; row += kMaxRows) {
-            score_tile<kMaxRows>(p, rows, row, tile, column, k_scale);
-        }
-        for (; row < rows.count; ++row) score_tile<1>(p, rows, row, tile, column, k_scale);
+        score_rows<kMaxRows>(p, rows, 0, tile, column, k_scale);
     }
 }
 
@@ -126,23 +130,24 @@ void add_values(const AttentionParams& p, const Rows& rows, int row, int column,
     }
 }
 
+template <int M, int kColumns, class T>
+void add_rows(const AttentionParams& p, const Rows& rows, int row, int column, const T* values,
+              int count) {
+    for (; row + M <= rows.count; row += M) {
+        add_values<M, kColumns>(p, rows, row, column, values, count);
+    }
+    if constexpr (M > 1) add_rows<M / 2, kColumns>(p, rows, row, column, values, count);
+}
+
 template <class T>
 void value_block(const AttentionParams& p, const Rows& rows, int first_key, int count) {
     const int width = static_cast<int>(round_up(p.head_dim, kLanes));
     const T* values = static_cast<const T*>(p.v) + int64_t{first_key} * width;
-    for (int column = 0; column < width;) {
-        const int step = kParts > 1 || width - column >= 2 * kWidth ? 2 * kWidth : kWidth;
-        int row = 0;
-        for (; row + kMaxRows <= rows.count; row += kMaxRows) {
-            step == kWidth ? add_values<kMaxRows, 1>(p, rows, row, column, values, count)
-                           : add_values<kMaxRows, 2>(p, rows, row, column, values, count);
-        }
-        for (; row < rows.count; ++row) {
-            step == kWidth ? add_values<1, 1>(p, rows, row, column, values, count)
-                           : add_values<1, 2>(p, rows, row, column, values, count);
-        }
-        column += step;
+    int column = 0;
+    for (; column + 2 * kWidth <= width; column += 2 * kWidth) {
+        add_rows<kMaxRows, 2>(p, rows, 0, column, values, count);
     }
+    if (column < width) add_rows<kMaxRows, 1>(p, rows, 0, column, values, count);
 }
 
 // Keeps the exponentials of the last token's rows: the mass needs the final top and total.
