@@ -63,7 +63,7 @@ int main(int argc, char** argv) {
     for (uint32_t& bits : k) bits = (random.bits() & 0x83ff83ffu) | 0x30003000u;
     for (uint32_t& bits : v) bits = (random.bits() & 0x83ff83ffu) | 0x30003000u;
     const std::vector<float> scales(size_t(places), 0.01f);
-    std::vector<float> out(q.size());
+    std::vector<float> out(q.size()), mass(size_t(past + tokens));
     std::vector<float> scratch(size_t(attention_scratch(group, dim, past + tokens)));
     float sink = 0;
     std::vector<Entry> entries;
@@ -80,28 +80,18 @@ int main(int argc, char** argv) {
         for (const KvType type : {KvType::f32, KvType::bf16, KvType::f16, KvType::int8}) {
             constexpr const char* kNames[] = {"f32", "bf16", "f16", "int8"};
             const int64_t row = int64_t{group} * dim;
-            const bool codes = type == KvType::int8;
-            const AttentionParams p = {q.data(),
-                                       k.data(),
-                                       v.data(),
-                                       out.data(),
-                                       nullptr,
-                                       scratch.data(),
-                                       type,
-                                       tokens,
-                                       group,
-                                       dim,
-                                       past + 1,
-                                       true,
-                                       0.1f,
-                                       row,
-                                       row,
-                                       codes ? scales.data() : nullptr,
-                                       codes ? scales.data() : nullptr};
-            entries.push_back({std::string(isa_name(kernels->isa)) + " " + kNames[int(type)],
-                               4.0 * pairs * group * dim,
-                               [=] { kernels->attention(p); },
-                               {}});
+            const float* scale = type == KvType::int8 ? scales.data() : nullptr;
+            for (float* to : {static_cast<float*>(nullptr), mass.data()}) {
+                const AttentionParams p = {q.data(),       k.data(), v.data(), out.data(), to,
+                                           scratch.data(), type,     tokens,   group,      dim,
+                                           past + 1,       true,     0.1f,     row,        row,
+                                           scale,          scale};
+                entries.push_back({std::string(isa_name(kernels->isa)) + " " + kNames[int(type)] +
+                                       (to ? ", mass" : ""),
+                                   4.0 * pairs * group * dim,
+                                   [=] { kernels->attention(p); },
+                                   {}});
+            }
         }
     }
     for (int round = -1; round < kRounds; ++round) {
