@@ -69,7 +69,7 @@ inline Vec load(const int8_t* from) {
 inline Vec load(const Half* from) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_cvtph_ps(load_as<__m256i>(from));
-#elif defined(__F16C__)
+#elif defined(__AVX2__) && defined(__F16C__)
     return (Vec)_mm256_cvtph_ps(load_as<__m128i>(from));
 #else
     const UintVec bits = __builtin_convertvector(load_as<HalfVec>(from), UintVec);
