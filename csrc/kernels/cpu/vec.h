@@ -42,7 +42,7 @@ inline Vec load(const float* from) {
     return load_as<Vec>(from);
 }
 
-// bf16 is the upper half of a float. (GCC 12 widens vectors by itself in twice the instructions.)
+// bf16 is the upper half of a float. (GCC 12 by itself widens in three times the instructions.)
 inline Vec load(const uint16_t* from) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_as<__m256i>(from)), 16);
