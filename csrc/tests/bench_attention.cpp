@@ -3,32 +3,24 @@
 //
 //     latrt_bench_attention [tokens] [keys before them] [group] [head_dim]
 //
-// One thread and one KV head. All kernels run in turns, some milliseconds each, so that what
-// disturbs the machine disturbs all alike. Of the rounds, the best tenth and the median.
-#include <algorithm>
-#include <chrono>
+// One thread and one KV head; all kernels run in turns. Of the rounds, the best tenth, and the
+// median in brackets.
 #include <cstdlib>
-#include <functional>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "kernels/cpu/kernels.h"
+#include "tests/bench.h"
 #include "tests/check.h"
 
 using namespace latrt;
+using test::Entry;
 
 namespace {
 
-constexpr int kRounds = 40, kChains = 12, kSteps = 200000;
-
-struct Entry {
-    std::string name;
-    double operations;  // of one call
-    std::function<void()> call;
-    std::vector<double> seconds;
-};
+constexpr int kChains = 12, kSteps = 200000;
 
 #if defined(__x86_64__)
 __attribute__((target("avx2,fma"))) float multiply_adds() {
@@ -69,8 +61,11 @@ int main(int argc, char** argv) {
     std::vector<Entry> entries;
 #if defined(__x86_64__)
     if (cpu_has(Isa::avx2)) {
-        entries.push_back(
-            {"multiply-adds, AVX2", 16.0 * kChains * kSteps, [&] { sink += multiply_adds(); }, {}});
+        entries.push_back({"multiply-adds, AVX2",
+                           0,
+                           8.0 * kChains * kSteps,
+                           [&](int) { sink += multiply_adds(); },
+                           {}});
     }
 #endif
     const double pairs = double(tokens) * past + double(tokens) * (tokens + 1) / 2;
@@ -88,27 +83,20 @@ int main(int argc, char** argv) {
                                            scale,          scale};
                 entries.push_back({std::string(isa_name(kernels->isa)) + " " + kNames[int(type)] +
                                        (to ? ", mass" : ""),
-                                   4.0 * pairs * group * dim,
-                                   [=] { kernels->attention(p); },
+                                   0,
+                                   2.0 * pairs * group * dim,
+                                   [=](int) { kernels->attention(p); },
                                    {}});
             }
         }
     }
-    for (int round = -1; round < kRounds; ++round) {
-        for (Entry& entry : entries) {
-            const auto start = std::chrono::steady_clock::now();
-            entry.call();
-            const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-            if (round >= 0) entry.seconds.push_back(took.count());
-        }
-    }
+    test::measure(entries);
     std::printf("%d tokens, %d keys before them, group %d, head_dim %d\n", tokens, past, group,
                 dim);
-    for (Entry& entry : entries) {
-        std::sort(entry.seconds.begin(), entry.seconds.end());
-        const auto rate = [&](size_t at) { return entry.operations / entry.seconds[at] / 1e9; };
-        std::printf("%-20s %7.1f (%6.1f) Gflop/s\n", entry.name.c_str(), rate(kRounds / 10),
-                    rate(kRounds / 2));
+    for (const Entry& entry : entries) {
+        const double work = 2 * entry.products / 1e9;
+        std::printf("%-20s %7.1f (%6.1f) Gflop/s\n", entry.name.c_str(), work / entry.best(),
+                    work / entry.median());
     }
     return sink == 42.0f;  // keeps the sums
 }

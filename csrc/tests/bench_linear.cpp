@@ -9,17 +9,15 @@
 // do.
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "engine/runtime.h"
+#include "tests/bench.h"
 #include "tests/check.h"
 
 #if defined(LATRT_AMX)
@@ -28,32 +26,12 @@
 #endif
 
 using namespace latrt;
+using test::Entry;
 
 namespace {
 
 // Not a power of two of outputs: rows of y would fall into the same few sets of the caches.
-constexpr int kOutputs = 65584, kInputs = 2048, kRounds = 40;
-
-struct Entry {
-    std::string name;
-    double bytes, products;  // of one call
-    std::function<void(int round)> call;
-    std::vector<double> seconds;
-
-    double best() const { return seconds[seconds.size() / 10]; }
-};
-
-void measure(std::vector<Entry>& entries) {
-    for (int round = -1; round < kRounds; ++round) {
-        for (Entry& entry : entries) {
-            const auto start = std::chrono::steady_clock::now();
-            entry.call(round + 1);
-            const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-            if (round >= 0) entry.seconds.push_back(took.count());
-        }
-    }
-    for (Entry& entry : entries) std::sort(entry.seconds.begin(), entry.seconds.end());
-}
+constexpr int kOutputs = 65584, kInputs = 2048;
 
 #if defined(__x86_64__)
 constexpr int kChains = 12, kDotSteps = 100000;
@@ -228,7 +206,7 @@ int main(int argc, char** argv) {
                                {}});
         }
     }
-    measure(entries);
+    test::measure(entries);
     std::printf("%d rows, %d threads, N=%d K=%d, %s pages; best tenth, median in brackets\n", rows,
                 threads, kOutputs, kInputs, huge ? "huge" : "small");
     double peak = 0, read = 0;
@@ -239,17 +217,16 @@ int main(int argc, char** argv) {
         }
     }
     for (const Entry& entry : entries) {
-        const double median = entry.seconds[entry.seconds.size() / 2];
         std::printf("%-13s", entry.name.c_str());
         if (entry.bytes > 0) {
             const double rate = entry.bytes / entry.best();
             std::printf(" %6.1f (%5.1f) GB/s, %3.0f %% of the read", rate / 1e9,
-                        entry.bytes / median / 1e9, 100 * rate / read);
+                        entry.bytes / entry.median() / 1e9, 100 * rate / read);
         }
         if (entry.products > 0) {
             const double rate = entry.products / entry.best();
             std::printf(" %7.1f (%6.1f) Gop/s, %3.0f %% of the peak", 2 * rate / 1e9,
-                        2 * entry.products / median / 1e9, 100 * rate / peak);
+                        2 * entry.products / entry.median() / 1e9, 100 * rate / peak);
         }
         std::printf("\n");
     }
