@@ -2,8 +2,8 @@
 
     python -m benchmarks.peer_ours BUNDLE THREADS
 
-Beside the common request: {"mass": true} for steps of which every second, beginning with the
-first, returns the visual mass as well;
+Beside the common request: {"mass": true} for steps behind the prompt alone, each forgotten again,
+so that all are of one length; of four, the first and the last return the visual mass as well;
 {"batch": N} for steps of N sequences that share the prompt; {"reinject": N} for the times of
 `kv` re-injections of N tokens behind the prompt.
 """
@@ -11,6 +11,7 @@ first, returns the visual mass as well;
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,21 @@ class Worker:
         if reinject:
             self._forward(slots, [ids])
             return {"reinject_s": [self._reinject(reinject, len(ids)) for _ in range(REPEATS)]}
-        turn = itertools.count()
-        return steps(
-            lambda prompt: self._forward(slots[:1], [prompt])[0],
-            lambda token: self._forward(slots, [[token]] * batch, mass and next(turn) % 2 == 0)[0],
-            ids,
-            decode,
-        )
+        step = self._mass_step(len(ids)) if mass else self._decode_step(slots)
+        return steps(lambda prompt: self._forward(slots[:1], [prompt])[0], step, ids, decode)
+
+    def _decode_step(self, slots: list[int]) -> Callable[[int], int]:
+        return lambda token: self._forward(slots, [[token]] * len(slots))[0]
+
+    def _mass_step(self, context: int) -> Callable[[int], int]:
+        turns = itertools.cycle((True, False, False, True))
+
+        def step(token: int) -> int:
+            following = self._forward(self._slots[:1], [[token]], mass=next(turns))[0]
+            self._engine.truncate(self._slots[0], context)
+            return following
+
+        return step
 
     def _forward(self, slots: list[int], ids: list[list[int]], mass: bool = False) -> list[int]:
         np = self._np

@@ -51,7 +51,7 @@ OURS = {  # bits, weights that share a scale
 }
 CONTEXTS = (512, 2048)
 CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4
-REINJECT, BATCH, BATCH_STEPS, MASS_STEPS = 256, 8, 12, 512
+REINJECT, BATCH, BATCH_STEPS = 256, 8, 12
 REFERENCE = "transformers float32"
 
 
@@ -108,13 +108,14 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[max(low, 0)], ordered[min(high, len(values) - 1)]
 
 
-def ours_alone(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
+def ours_alone(worker: Worker, rounds: int, decode: int, mass_steps: int) -> dict[str, Any]:
     """What the mass, a batch and a re-injection cost, each beside plain steps."""
     ids = prompt(CONTEXTS[0], 0)
     mass, gain, plain = [], [], []
     for _ in range(rounds):
-        both = worker.ask(ids=ids, decode=MASS_STEPS, mass=True)["decode_s"]
-        mass += [m / p - 1 for m, p in zip(both[::2], both[1::2], strict=True)]
+        both = worker.ask(ids=ids, decode=mass_steps, mass=True)["decode_s"]
+        mass += [m / p - 1 for m, p in zip(both[0::4], both[1::4], strict=True)]
+        mass += [m / p - 1 for m, p in zip(both[3::4], both[2::4], strict=True)]
         plain.append(statistics.median(worker.ask(ids=ids, decode=decode)["decode_s"]))
         run = worker.ask(ids=ids, decode=BATCH_STEPS, batch=BATCH)
         gain.append(BATCH * plain[-1] / statistics.median(run["decode_s"]))
@@ -149,7 +150,9 @@ def prepare(name: str, work: Path, threads: int) -> tuple[int, Path, list[str]]:
     return peer.bits, model, [python, str(ROOT / script), str(model), str(threads), *rest]
 
 
-def record_of(name: str, work: Path, threads: int, rounds: int, decode: int) -> dict[str, Any]:
+def record_of(
+    name: str, work: Path, threads: int, rounds: int, decode: int, mass_steps: int
+) -> dict[str, Any]:
     """Prepare, check and measure one engine. Raises NotAvailable."""
     reference = work / "reference.json"
     top = json.loads(reference.read_text()) if reference.exists() else None
@@ -167,7 +170,7 @@ def record_of(name: str, work: Path, threads: int, rounds: int, decode: int) -> 
         record["check"] = check(worker, top, bits, ours=name in OURS)
         record["runs"] = measure(worker, rounds, decode)
         if name in OURS:
-            record["alone"] = ours_alone(worker, rounds, decode)
+            record["alone"] = ours_alone(worker, rounds, decode, mass_steps)
             record["weight_bytes"] = decoder_bytes(model)
     except SystemExit as problem:
         raise NotAvailable(f"it ended while running: {problem}") from None
@@ -194,6 +197,13 @@ def decoder_bytes(bundle: Path) -> int:
 @click.option("--threads", default=os.cpu_count(), show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="Prompts of each context.")
 @click.option("--decode", default=32, show_default=True, help="Steps behind each prompt.")
+@click.option(
+    "--mass-steps",
+    type=click.IntRange(min=4),
+    default=512,
+    show_default=True,
+    help="Of ours, in each round, half of them with the visual mass; a multiple of 4.",
+)
 @click.option("--fresh", is_flag=True, help="Measure again what is cached.")
 @click.option("--name", "results", default="peers", show_default=True, help="Of the results.")
 def main(
@@ -202,9 +212,12 @@ def main(
     threads: int,
     rounds: int,
     decode: int,
+    mass_steps: int,
     fresh: bool,
     results: str,
 ) -> None:
+    if mass_steps % 4:
+        raise click.UsageError(f"--mass-steps: expected a multiple of 4, got {mass_steps}")
     work = work.resolve()
     (work / "records").mkdir(parents=True, exist_ok=True)
     if unknown := set(only) - set(names()):
@@ -221,7 +234,7 @@ def main(
             continue
         click.echo(name, err=True)
         try:
-            record = record_of(name, work, threads, rounds, decode)
+            record = record_of(name, work, threads, rounds, decode, mass_steps)
             path.write_text(json.dumps(record, indent=1) + "\n")
         except (NotAvailable, subprocess.SubprocessError) as problem:
             record = {"engine": name, "cause": str(problem)}
