@@ -11,7 +11,6 @@ so that all are of one length; of four, the first and the last return the visual
 import itertools
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +64,15 @@ class Worker:
         if reinject:
             self._forward(slots, [ids])
             return {"reinject_s": [self._reinject(reinject, len(ids)) for _ in range(REPEATS)]}
-        step = self._mass_step(len(ids)) if mass else self._decode_step(slots)
-        return steps(lambda prompt: self._forward(slots[:1], [prompt])[0], step, ids, decode)
-
-    def _decode_step(self, slots: list[int]) -> Callable[[int], int]:
-        return lambda token: self._forward(slots, [[token]] * len(slots))[0]
-
-    def _mass_step(self, context: int) -> Callable[[int], int]:
         turns = itertools.cycle((True, False, False, True))
 
         def step(token: int) -> int:
-            following = self._forward(self._slots[:1], [[token]], mass=next(turns))[0]
-            self._engine.truncate(self._slots[0], context)
+            following = self._forward(slots, [[token]] * batch, mass and next(turns))[0]
+            for slot in slots if mass else ():
+                self._engine.truncate(slot, len(ids))
             return following
 
-        return step
+        return steps(lambda prompt: self._forward(slots[:1], [prompt])[0], step, ids, decode)
 
     def _forward(self, slots: list[int], ids: list[list[int]], mass: bool = False) -> list[int]:
         np = self._np

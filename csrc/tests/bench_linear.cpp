@@ -3,10 +3,8 @@
 //
 //     latrt_bench [rows of activations] [threads] [huge|small] [peaks]
 //
-// `huge` puts the weights on huge pages, `peaks` leaves our kernels out. All kernels run in turns,
-// some milliseconds each, so that what disturbs the machine disturbs all alike. Of the rounds, the
-// median and the best tenth: on a machine that is shared, only the latter says what the kernel can
-// do.
+// `huge` puts the weights on huge pages, `peaks` leaves our kernels out. All kernels run in turns.
+// Of the rounds, the best tenth, and the median in brackets.
 #include <sys/mman.h>
 
 #include <cstdlib>
