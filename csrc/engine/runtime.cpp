@@ -12,12 +12,12 @@ void Runtime::quantise(const Matrix& matrix, const float* x, int m) {
     const size_t count = static_cast<size_t>(m * blocks);
     grown(codes_, count * kBlock);
     grown(scale_, count);
-    grown(sum_, count);
+    grown(neg_sum_, count);
     rows(m, [&](int first, int last) {
         const int64_t at = first * blocks;
         kernels_.quantise({x + int64_t{first} * matrix.k, codes_.data() + at * kBlock,
-                           scale_.data() + at, sum_.data() + at, last - first, matrix.k, matrix.k,
-                           largest_code(matrix.type)});
+                           scale_.data() + at, neg_sum_.data() + at, last - first, matrix.k,
+                           matrix.k, largest_code(matrix.type)});
     });
 }
 
@@ -42,7 +42,7 @@ void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool
                               x,
                               codes_.data(),
                               scale_.data(),
-                              sum_.data(),
+                              neg_sum_.data(),
                               y,
                               m,
                               matrix.n,

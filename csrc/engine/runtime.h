@@ -61,7 +61,7 @@ class Runtime {
     std::shared_ptr<ThreadPool> pool_;
     std::vector<int8_t> codes_;
     std::vector<float> scale_;
-    std::vector<int32_t> sum_;
+    std::vector<int32_t> neg_sum_;
     std::vector<PanelBlock> panels_;
 };
 

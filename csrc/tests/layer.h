@@ -10,7 +10,7 @@ struct Layer {
     Packed packed;
     std::vector<int8_t> codes;
     std::vector<float> scale, bias, before;
-    std::vector<int32_t> sum;
+    std::vector<int32_t> neg_sum;
     LinearParams params;
 };
 
@@ -23,13 +23,13 @@ inline Layer make_layer(WeightType type, uint64_t seed, int m, int n, int k) {
     const int scale_run = seed % 3 == 0 ? 4 : 1;
     layer.packed = pack(random, type, n, k, scale_run);
     layer.codes.resize(count * kBlock, 0);
-    layer.sum.resize(count, 0);
+    layer.neg_sum.resize(count, 0);
     layer.scale = random.floats(count, 0.001f, 0.02f);
     if (random.integer(0, 9) == 0) layer.scale[count / 2] = std::nanf("");
     for (size_t at = 0; at < layer.codes.size(); ++at) {
         if (int(at / kBlock % blocks) * kBlock + int(at % kBlock) >= k) continue;
         layer.codes[at] = int8_t(random.integer(-largest_code(type), largest_code(type)));
-        layer.sum[at / kBlock] += layer.codes[at];
+        layer.neg_sum[at / kBlock] -= layer.codes[at];
     }
     if (random.integer(0, 1) == 1) layer.bias = random.floats(size_t(n));
     const bool accumulate = random.integer(0, 1) == 1;
@@ -40,7 +40,7 @@ inline Layer make_layer(WeightType type, uint64_t seed, int m, int n, int k) {
                     nullptr,
                     layer.codes.data(),
                     layer.scale.data(),
-                    layer.sum.data(),
+                    layer.neg_sum.data(),
                     nullptr,
                     m,
                     n,

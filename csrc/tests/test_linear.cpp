@@ -28,7 +28,7 @@ std::string describe(const Kernels& kernels, WeightType type, const Shape& s, ui
 struct Input {
     std::vector<float> x, scale, meant;
     std::vector<int8_t> codes;
-    std::vector<int32_t> sum;
+    std::vector<int32_t> neg_sum;
 };
 
 Input make_input(test::Random& random, WeightType type, const Shape& s) {
@@ -36,7 +36,7 @@ Input make_input(test::Random& random, WeightType type, const Shape& s) {
     const size_t ldx = size_t(s.k) + s.extra, blocks = size_t(num_blocks(s.k));
     input.x = poison(s.m * ldx);
     input.codes.resize(s.m * blocks * kBlock, 0);
-    input.sum.resize(s.m * blocks, 0);
+    input.neg_sum.resize(s.m * blocks, 0);
     input.scale = random.floats(s.m * blocks, 0.001f, 0.02f);
     for (int row = 0; row < s.m; ++row) {
         for (int i = 0; i < s.k; ++i) {
@@ -45,7 +45,7 @@ Input make_input(test::Random& random, WeightType type, const Shape& s) {
             if (type == WeightType::int8 || type == WeightType::int4) {
                 const int most = largest_code(type), code = random.integer(-most, most);
                 input.codes[block * kBlock + i % kBlock] = int8_t(code);
-                input.sum[block] += code;
+                input.neg_sum[block] -= code;
                 value = float(code) * input.scale[block];
             }
             input.x[row * ldx + i] = value;
@@ -72,7 +72,7 @@ void check_linear(const Kernels& kernels, WeightType type, uint64_t seed) {
                       input.x.data(),
                       input.codes.data(),
                       input.scale.data(),
-                      input.sum.data(),
+                      input.neg_sum.data(),
                       y.data(),
                       s.m,
                       s.n,
@@ -127,11 +127,12 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
             const std::vector<uint16_t> one(16 * blocks, 0x3c00);
             std::vector<int8_t> x(k, 127);
             const std::vector<float> scale(blocks, 1.0f);
-            std::vector<int32_t> sum(blocks, 32 * 127);
+            std::vector<int32_t> neg_sum(blocks, -32 * 127);
             std::vector<float> y = poison(16);
-            LinearParams p = {w8.data(),  one.data(), nullptr, nullptr, x.data(), scale.data(),
-                              sum.data(), y.data(),   1,       16,      k,        k,
-                              16,         0,          1,       false};
+            LinearParams p = {
+                w8.data(), one.data(), nullptr, nullptr, x.data(), scale.data(), neg_sum.data(),
+                y.data(),  1,          16,      k,       k,        16,           0,
+                1,         false};
             kernels->linear[int(WeightType::int8)](p);
             for (float value : y) CHECK(value == float(sign * 127 * 127 * k));
             p.w = w4.data();
@@ -139,7 +140,7 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
             for (float value : y) CHECK(value == float((sign < 0 ? -8 : 7) * 127 * k));
             for (const int8_t code : {int8_t(120), int8_t(-120)}) {
                 std::fill(x.begin(), x.end(), code);
-                std::fill(sum.begin(), sum.end(), 32 * code);
+                std::fill(neg_sum.begin(), neg_sum.end(), -32 * code);
                 kernels->linear[int(WeightType::int4)](p);
                 const float want = float((sign < 0 ? -8 : 7) * code * k);
                 for (float value : y) CHECK(value == want);
@@ -164,13 +165,13 @@ TEST(linear_int4_sums_of_a_block_do_not_overflow) {
         for (int bits = 0; bits < 16; ++bits) {
             for (const int most : {127, largest_code(WeightType::int4)}) {
                 std::vector<int8_t> x;
-                int x_sum = 0, total = 0;
+                int x_neg_sum = 0, total = 0;
                 uint8_t nibbles[2];
                 for (int half = 0; half < 2; ++half) {
                     const int code = (bits >> half & 1) != 0 ? most : -most;
                     const int w = (bits >> (2 + half) & 1) != 0 ? 7 : -8;
                     nibbles[half] = uint8_t((w + 8) * 0x11);
-                    x_sum += code * kInputs / 2, total += code * w * kInputs / 2;
+                    x_neg_sum -= code * kInputs / 2, total += code * w * kInputs / 2;
                 }
                 for (int i = 0; i < kInputs; ++i) {
                     x.push_back(int8_t((bits >> (i / 2 % 2) & 1) != 0 ? most : -most));
@@ -180,9 +181,9 @@ TEST(linear_int4_sums_of_a_block_do_not_overflow) {
                 const std::vector<uint16_t> one(16, 0x3c00);
                 const float scale = 1.0f;
                 std::vector<float> y = poison(16);
-                LinearParams p = {w.data(), one.data(), nullptr, nullptr, x.data(), &scale,
-                                  &x_sum,   y.data(),   1,       16,      kInputs,  kInputs,
-                                  16,       0,          1,       false};
+                LinearParams p = {w.data(),   one.data(), nullptr, nullptr, x.data(), &scale,
+                                  &x_neg_sum, y.data(),   1,       16,      kInputs,  kInputs,
+                                  16,         0,          1,       false};
                 kernels->linear[int(WeightType::int4)](p);
                 for (float value : y) CHECK(value == float(total));
                 if (kernels->linear_int4_panels == nullptr || most == 127) continue;
@@ -257,8 +258,9 @@ TEST(linear_quantise_rounds_to_the_nearest_code) {
             const std::vector<float> x = random.floats(size_t(m) * k, -3, 3);
             std::vector<int8_t> codes(size_t(m) * blocks * kBlock, 99);
             std::vector<float> scale = poison(size_t(m) * blocks);
-            std::vector<int32_t> sum(size_t(m) * blocks, -1);
-            kernels->quantise({x.data(), codes.data(), scale.data(), sum.data(), m, k, k, largest});
+            std::vector<int32_t> neg_sum(size_t(m) * blocks, -1);
+            kernels->quantise(
+                {x.data(), codes.data(), scale.data(), neg_sum.data(), m, k, k, largest});
             std::vector<int> want;
             std::vector<float> want_scale;
             reference::quantise(x, m, k, largest, want, want_scale);
@@ -266,7 +268,7 @@ TEST(linear_quantise_rounds_to_the_nearest_code) {
                 for (int i = 0; i < blocks * kBlock; ++i) {
                     const size_t block = size_t(row) * blocks + i / kBlock;
                     const int code = codes[block * kBlock + i % kBlock];
-                    sum[block] -= code;
+                    neg_sum[block] += code;
                     CHECK(std::abs(code) <= largest);
                     const float value = i < k ? x[size_t(row) * k + i] : 0.0f;
                     CHECK(std::fabs(value - float(code) * scale[block]) <= 0.5001f * scale[block]);
@@ -274,7 +276,7 @@ TEST(linear_quantise_rounds_to_the_nearest_code) {
                     CHECK(std::fabs(scale[block] - want_scale[block]) <= 1e-6f * scale[block]);
                 }
             }
-            for (int32_t rest : sum) CHECK(rest == 0);
+            for (int32_t rest : neg_sum) CHECK(rest == 0);
         }
     }
 }
@@ -286,8 +288,8 @@ TEST(linear_quantise_of_zeros_and_of_what_is_not_finite) {
             x[40] = bad;
             std::vector<int8_t> codes(96, 99);
             std::vector<float> scale(3, -1);
-            std::vector<int32_t> sum(3, -1);
-            kernels->quantise({x.data(), codes.data(), scale.data(), sum.data(), 1, 96, 96});
+            std::vector<int32_t> neg_sum(3, -1);
+            kernels->quantise({x.data(), codes.data(), scale.data(), neg_sum.data(), 1, 96, 96});
             CHECK(scale[0] == 0 && scale[2] == 0 && std::isnan(scale[1]));
             for (int i = 0; i < 32; ++i) CHECK(codes[i] == 0);
         }

@@ -45,15 +45,15 @@ struct PackRowsParams {
 };
 
 struct LinearParams {
-    const void* w;            // packed tiles                                    in
-    const uint16_t* w_scale;  // (N/16, scales, 16) f16; int8, int4              in
-    const float* bias;        // (N) or null                                     in
-    const float* x;           // (M, K), rows `ldx` apart; f32, bf16             in
-    const int8_t* xq;         // (M, K/32, 32); int8, int4                       in
-    const float* x_scale;     // (M, K/32); int8, int4                           in
-    const int32_t* x_sum;     // (M, K/32): sum of a block's codes; int8, int4   in
-    float* y;                 // (M, N), rows `ldy` apart                        out
-    int m, n, k;              // k as it is, not rounded up to whole blocks
+    const void* w;             // packed tiles                                    in
+    const uint16_t* w_scale;   // (N/16, scales, 16) f16; int8, int4              in
+    const float* bias;         // (N) or null                                     in
+    const float* x;            // (M, K), rows `ldx` apart; f32, bf16             in
+    const int8_t* xq;          // (M, K/32, 32); int8, int4                       in
+    const float* x_scale;      // (M, K/32); int8, int4                           in
+    const int32_t* x_neg_sum;  // (M, K/32): minus a block's sum of codes          in
+    float* y;                  // (M, N), rows `ldy` apart                        out
+    int m, n, k;               // k as it is, not rounded up to whole blocks
     int64_t ldx, ldy;
     int tile_begin, tile_end;            // tiles of 16 outputs to compute
     bool accumulate;                     // y += instead of y =
@@ -64,10 +64,10 @@ struct LinearParams {
 // Rows of float to int8 codes in blocks of 32: x = code * scale, scale = max|x| / largest. A block
 // with a number that is not finite gets the scale NaN, so that its outputs are NaN.
 struct QuantiseParams {
-    const float* x;  // (M, K), rows `ldx` apart                     in
-    int8_t* xq;      // (M, K/32, 32), zeros behind K                out
-    float* x_scale;  // (M, K/32)                                    out
-    int32_t* x_sum;  // (M, K/32)                                    out
+    const float* x;      // (M, K), rows `ldx` apart                     in
+    int8_t* xq;          // (M, K/32, 32), zeros behind K                out
+    float* x_scale;      // (M, K/32)                                    out
+    int32_t* x_neg_sum;  // (M, K/32): minus a block's sum of codes      out
     int m, k;
     int64_t ldx;
     int largest = 127;  // code, `largest_code`

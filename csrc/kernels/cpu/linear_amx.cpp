@@ -145,7 +145,7 @@ void multiply_tile(const LinearParams& p, int row, int panels, int tile) {
 void remaining_rows(const LinearParams& p, int row, int tile, WeightType type) {
     const int64_t blocks = num_blocks(p.k);
     LinearParams rest = p;
-    rest.xq += row * blocks * kBlock, rest.x_scale += row * blocks, rest.x_sum += row * blocks;
+    rest.xq += row * blocks * kBlock, rest.x_scale += row * blocks, rest.x_neg_sum += row * blocks;
     rest.y += row * p.ldy, rest.m -= row;
     rest.tile_begin = tile, rest.tile_end = tile + 1;
     avx512::table().linear[static_cast<int>(type)](rest);

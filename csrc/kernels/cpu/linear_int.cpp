@@ -15,7 +15,7 @@ struct Cursor {
     const uint16_t* w_scale;
     const int8_t* xq;
     const float* x_scale;
-    const int32_t* x_sum;
+    const int32_t* x_neg_sum;
     int blocks, scales, run, left;  // left: blocks that the present scale still has
 
     Cursor(const LinearParams& p, int row, int tile)
@@ -27,13 +27,13 @@ struct Cursor {
         w_scale = p.w_scale + int64_t{tile} * scales * kLanes;
         xq = p.xq + int64_t{row} * blocks * kBlock;
         x_scale = p.x_scale + int64_t{row} * blocks;
-        x_sum = p.x_sum + int64_t{row} * blocks;
+        x_neg_sum = p.x_neg_sum + int64_t{row} * blocks;
     }
     const uint8_t* codes(int t) const { return w + int64_t{t} * blocks * kBytes; }
     Floats scale(int t) const { return load_halves(w_scale + int64_t{t} * scales * kLanes); }
     const int8_t* row(int m) const { return xq + int64_t{m} * blocks * kBlock; }
     void next() {
-        w += kBytes, xq += kBlock, ++x_scale, ++x_sum;
+        w += kBytes, xq += kBlock, ++x_scale, ++x_neg_sum;
         if (--left == 0) w_scale += kLanes, left = run;
     }
 };
@@ -96,13 +96,13 @@ void add_dots(Ints (&sums)[T][M], const Cursor<8>& at, int group) {
 template <int kBits>
 struct Dots {
     using Sums = Ints;
-    static Sums start(const int32_t* x_sum) { return start8(x_sum); }
+    static Sums start(const int32_t* x_neg_sum) { return start8(x_neg_sum); }
     static Ints end(Sums sums) { return sums; }
 };
 template <>
 struct Dots<4> {
     using Sums = Sums4;
-    static Sums start(const int32_t* x_sum) { return start4(x_sum); }
+    static Sums start(const int32_t* x_neg_sum) { return start4(x_neg_sum); }
     static Ints end(Sums sums) { return ints_of(sums); }
 };
 
@@ -119,7 +119,7 @@ void panel(const LinearParams& p, int row, int tile) {
         typename Dots<kBits>::Sums sums[T][M];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-            const auto first = Dots<kBits>::start(at.x_sum + int64_t{m} * at.blocks);
+            const auto first = Dots<kBits>::start(at.x_neg_sum + int64_t{m} * at.blocks);
 #pragma GCC unroll 2
             for (int t = 0; t < T; ++t) sums[t][m] = first;
         }
@@ -162,7 +162,7 @@ void run(const LinearParams& p) {
     for (; tile < p.tile_end; ++tile) all_rows<1, kIntRows, kBits>(p, 0, tile);
 }
 
-// Codes of the 32 numbers at `x`; returns their sum.
+// Codes of the 32 numbers at `x`; returns minus their sum.
 int32_t quantise_block(const float* x, float most, int8_t* codes, float& scale) {
     // |x| by its bits, which order as the numbers do; what is not finite is above all others.
     constexpr int32_t kInfinity = 0x7f800000;
@@ -185,7 +185,7 @@ int32_t quantise_block(const float* x, float most, int8_t* codes, float& scale) 
     }
     for (int i = 0; i < kBlock; ++i) {
         codes[i] = static_cast<int8_t>(rounded[i]);
-        total += codes[i];
+        total -= codes[i];
     }
     return total;
 }
@@ -205,7 +205,7 @@ void quantise(const QuantiseParams& p) {
                 for (int i = 0; i < rest; ++i) padded[i] = x[b * kBlock + i];
             }
             const float* from = rest < kBlock ? padded : x + b * kBlock;
-            p.x_sum[at] = quantise_block(from, most, p.xq + at * kBlock, p.x_scale[at]);
+            p.x_neg_sum[at] = quantise_block(from, most, p.xq + at * kBlock, p.x_scale[at]);
         }
     }
 }

@@ -102,10 +102,12 @@ void pack_block(const int8_t* const* rows, PanelBlock& to) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.codes[g]), groups[g]);
         sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(_mm256_set1_epi8(1), groups[g]));
     }
-    alignas(32) int32_t x_sum[kPanelRows];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(x_sum),
-                       _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-    for (int m = 0; m < kPanelRows; ++m) to.start[m] = start_pair(x_sum[m]);
+    // As `start4` has it: minus 4 times the sum of both halves, in either.
+    const __m256i turned =
+        _mm256_or_si256(_mm256_slli_epi32(sums, 16), _mm256_srli_epi32(sums, 16));
+    const __m256i four_times = _mm256_slli_epi16(_mm256_add_epi16(sums, turned), 2);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.start),
+                        _mm256_sub_epi16(_mm256_setzero_si256(), four_times));
 }
 
 }  // namespace

@@ -39,17 +39,12 @@ inline Bytes low_nibbles(Bytes b) {
 inline Bytes high_nibbles(Bytes b) {
     return low_nibbles(_mm512_srli_epi16(b, 4));
 }
-// Shifted as a vector: the number comes from memory and needs no register of its own.
-template <int kShift>
-inline Ints minus_shifted(const int32_t* x_sum) {
-    const Ints shifted = _mm512_slli_epi32(_mm512_set1_epi32(*x_sum), kShift);
-    return _mm512_sub_epi32(_mm512_setzero_si512(), shifted);
+// Shifted as vectors: the number comes from memory and needs no register of its own.
+inline Ints start4(const int32_t* x_neg_sum) {
+    return _mm512_slli_epi32(_mm512_set1_epi32(*x_neg_sum), 3);
 }
-inline Ints start4(const int32_t* x_sum) {
-    return minus_shifted<3>(x_sum);
-}
-inline Ints start8(const int32_t* x_sum) {
-    return minus_shifted<7>(x_sum);
+inline Ints start8(const int32_t* x_neg_sum) {
+    return _mm512_slli_epi32(_mm512_set1_epi32(*x_neg_sum), 7);
 }
 inline Bytes bytes_of(Bytes stored) {
     return stored;
@@ -116,11 +111,8 @@ inline Bytes high_nibbles(Bytes b) {
 struct Sums4 {
     __m256i v[2];
 };
-inline int32_t start_pair(int32_t x_sum) {
-    return static_cast<int32_t>(static_cast<uint16_t>(-4 * x_sum) * 0x10001u);
-}
-inline Sums4 start4(const int32_t* x_sum) {
-    const __m256i value = _mm256_set1_epi32(start_pair(*x_sum));
+inline Sums4 start4(const int32_t* x_neg_sum) {
+    const __m256i value = _mm256_slli_epi16(_mm256_set1_epi16(static_cast<int16_t>(*x_neg_sum)), 2);
     return {{value, value}};
 }
 inline Ints ints_of(Sums4 sums) {
@@ -212,11 +204,11 @@ inline Ints start(int32_t value) {
     for (int32_t& lane : ints.v) lane = value;
     return ints;
 }
-inline Ints start4(const int32_t* x_sum) {
-    return start(-8 * *x_sum);
+inline Ints start4(const int32_t* x_neg_sum) {
+    return start(8 * *x_neg_sum);
 }
-inline Ints start8(const int32_t* x_sum) {
-    return start(-128 * *x_sum);
+inline Ints start8(const int32_t* x_neg_sum) {
+    return start(128 * *x_neg_sum);
 }
 inline Bytes bytes_of(Bytes stored) {
     return stored;
