@@ -10,6 +10,8 @@ INSTALL := $(PIP) --no-build-isolation
 PYTEST_WORKERS ?= 2
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
+# Bytecode is kept: the tests start hundreds of processes, and torch alone takes seconds to compile.
+unexport PYTHONDONTWRITEBYTECODE
 
 TINY := la_trt/assets/tiny
 SAMPLE := la_trt/assets/images/purple.png

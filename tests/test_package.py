@@ -41,8 +41,10 @@ def test_the_wheel_holds_all_of_the_package(wheel: Path) -> None:
     for package in ("la_trt", "build_engines"):
         there = {str(p.relative_to(ROOT)) for p in (ROOT / package).rglob("*.py")}
         assert there and there <= names
-    assets = {str(p.relative_to(ROOT)) for p in (ROOT / "la_trt/assets").rglob("*") if p.is_file()}
+    files = [p for p in (ROOT / "la_trt/assets").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assets = {str(p.relative_to(ROOT)) for p in files}
     assert "la_trt/assets/tiny/model.safetensors" in assets and assets <= names
+    assert not [name for name in names if name.endswith(".pyc")]
     assert "la_trt/py.typed" in names
     roots = {name.split("/")[0] for name in names}
     assert not [name for name in names if "_native" in name]

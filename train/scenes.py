@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -75,16 +76,19 @@ def loader(
     """Batches of the dataset in order, drawn ahead by at most one worker process.
 
     The worker is not forked from this process: after an earlier stage that would hold on to
-    gigabytes, all the pages which this process then writes anew.
+    gigabytes, all the pages which this process then writes anew. It is forked from one that has
+    imported what all workers need, once for all of them.
     """
     assert workers in (0, 1), "more workers would repeat the batches"
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["train.questions"])
     return iter(
         DataLoader(
             dataset,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=6 if workers else None,
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=processes if workers else None,
         )
     )
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -74,11 +75,16 @@ def corpus(num: int) -> Iterable[str]:
         yield "user\n assistant\n system\n"
 
 
+@cache
+def _trained(num_samples: int) -> str:
+    """The tokenizer as JSON; seconds, so that the stages of a run share it."""
+    return train_tokenizer(corpus(num_samples)).to_str()
+
+
 def write_tokenizer(directory: Path, *, num_samples: int = 4000) -> Vocabulary:
     """The vocabulary, having written tokenizer, template and preprocessor files."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(corpus(num_samples))
-    (directory / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    (directory / "tokenizer.json").write_text(_trained(num_samples), encoding="utf-8")
     _write(
         directory / "tokenizer_config.json",
         {
