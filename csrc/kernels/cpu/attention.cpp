@@ -20,15 +20,6 @@ struct Rows {
     float* last_top;  // (G, blocks): the top that they were taken with
 };
 
-// Into the L2 cache. What lies behind the end may be asked for.
-template <class T>
-void fetch(const T* from, int64_t count) {
-    const auto* bytes = reinterpret_cast<const char*>(from);
-    for (int64_t i = 0; i < count * int64_t{sizeof(T)}; i += 64) {
-        __builtin_prefetch(bytes + i, 0, 2);
-    }
-}
-
 int keys_seen(const AttentionParams& p, int token) {
     return p.num_keys + (p.causal ? token : 0);
 }
@@ -77,7 +68,8 @@ template <class T>
 void score_block(const AttentionParams& p, const Rows& rows, int first_key, int count) {
     const int64_t width = round_up(p.head_dim, kLanes);
     for (int column = 0; column < count; column += kLanes) {
-        fetch(static_cast<const T*>(p.v) + (first_key + column) * width, kLanes * width);
+        const T* values = static_cast<const T*>(p.v) + (first_key + column) * width;
+        fetch(values, kLanes * width * int64_t{sizeof(T)});
         const T* tile = static_cast<const T*>(p.k) + int64_t{first_key + column} * p.head_dim;
         const float* k_scale = sizeof(T) == 1 ? p.k_scale + first_key + column : nullptr;
         score_rows<kMaxRows>(p, rows, 0, tile, column, k_scale);
@@ -159,7 +151,7 @@ void value_block(const AttentionParams& p, const Rows& rows, int first_key, int 
     const T* next = static_cast<const T*>(p.k) + int64_t{first_key + kKeyBlock} * p.head_dim;
     int column = 0;
     for (; column + 2 * kWidth <= width; column += 2 * kWidth) {
-        fetch(next + column * kKeyBlock, 2 * kWidth * kKeyBlock);
+        fetch(next + column * kKeyBlock, int64_t{sizeof(T)} * 2 * kWidth * kKeyBlock);
         add_rows<kMaxRows, 2>(p, rows, 0, column, values, count);
     }
     if (column < width) add_rows<kMaxRows, 1>(p, rows, 0, column, values, count);

@@ -18,12 +18,6 @@ constexpr int kBytes = kLanes * kBlock / 2;  // of a block of a tile
 constexpr int kTiles = 4;                    // that share a panel in the L1 cache
 constexpr int kPanels = 32;                  // whose sums stay in the L2 cache meanwhile
 
-void fetch(const void* from, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) {
-        __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);  // into the L2 cache
-    }
-}
-
 // `tiles` tiles of outputs from `tile` on, the panels [begin, end).
 void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int end) {
     const int blocks = num_blocks(p.k), scales = num_scales(p.k, p.scale_run);
