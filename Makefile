@@ -19,11 +19,11 @@ QUESTION := What number is written on the large purple star?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types native sanitize cuda test-cuda test-mutants plugins tensorrt test-gpu test-ray \
+.PHONY: help demo test check lint types native bench-kernels sanitize cuda test-cuda test-mutants plugins tensorrt test-gpu test-ray \
 	bench experiments clean
 
 help: ## say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A stamp for each set of dependencies: unchanged requirements cost nothing the second time.
 $(VENV)/.run: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*.* csrc/*/*/*.*)
@@ -73,6 +73,14 @@ sanitize: ## the same under ASan with UBSan, and under TSan
 		cmake --build build/$$kinds --parallel $(JOBS) && \
 		ctest --test-dir build/$$kinds --output-on-failure || exit 1; \
 	done
+
+bench-kernels: ## measure the C++ kernels beside what the processor can do (a minute; needs cmake and a compiler)
+	cmake -S . -B build/csrc -DLATRT_TESTS=ON
+	cmake --build build/csrc --parallel $(JOBS) --target latrt_bench latrt_bench_attention latrt_bench_mix
+	for rows in 1 8 256; do build/csrc/latrt_bench $$rows $(JOBS) huge || exit 1; echo; done
+	build/csrc/latrt_bench_attention
+	@echo
+	build/csrc/latrt_bench_mix
 
 cuda: ## compile the CUDA kernels for every target (needs nvcc and cmake, no GPU)
 	cmake -S csrc/kernels/cuda -B build/cuda -DLATRT_CUDA_LIBRARY=ON

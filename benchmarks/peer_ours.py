@@ -2,10 +2,10 @@
 
     python -m benchmarks.peer_ours BUNDLE THREADS
 
-Beside the common request: {"mass": true} for steps behind the prompt alone, each forgotten again,
-so that all are of one length; of four, the first and the last return the visual mass as well;
-{"batch": N} for steps of N sequences that share the prompt; {"reinject": N} for the times of
-`kv` re-injections of N tokens behind the prompt.
+Beside the common request: {"batches": [N, ...]} for steps of N sequences that share the prompt,
+{"mass": true} for one that returns the visual mass and one that does not; the steps go through
+these kinds forth and back, and each is forgotten again, so that all are of one length.
+{"reinject": N} for the times of `kv` re-injections of N tokens behind the prompt.
 """
 
 import itertools
@@ -51,28 +51,31 @@ class Worker:
         ids: list[int],
         decode: int = 0,
         mass: bool = False,
-        batch: int = 1,
+        batches: tuple[int, ...] = (1,),
         reinject: int = 0,
     ) -> dict[str, Any]:
-        while len(self._slots) < batch:
+        while len(self._slots) < max(batches):
             self._slots.append(self._engine.alloc(MAX_LEN))
-        slots = self._slots[:batch]
-        for slot in slots:
+        first, *others = self._slots[: max(batches)]
+        for slot in (first, *others):
             self._engine.truncate(slot, 0)
-        for slot in slots[1:]:
+        for slot in others:
             self._forward([slot], [ids])
         if reinject:
-            self._forward(slots, [ids])
+            self._forward([first], [ids])
             return {"reinject_s": [self._reinject(reinject, len(ids)) for _ in range(REPEATS)]}
-        turns = itertools.cycle((True, False, False, True))
+        kinds = list(itertools.product(batches, (True, False) if mass else (False,)))
+        turns = itertools.cycle(kinds + kinds[::-1])
 
         def step(token: int) -> int:
-            following = self._forward(slots, [[token]] * batch, mass and next(turns))[0]
-            for slot in slots if mass else ():
+            count, with_mass = next(turns)
+            slots = self._slots[:count]
+            following = self._forward(slots, [[token]] * count, with_mass)[0]
+            for slot in slots if len(kinds) > 1 else ():
                 self._engine.truncate(slot, len(ids))
             return following
 
-        return steps(lambda prompt: self._forward(slots[:1], [prompt])[0], step, ids, decode)
+        return steps(lambda prompt: self._forward([first], [prompt])[0], step, ids, decode)
 
     def _forward(self, slots: list[int], ids: list[list[int]], mass: bool = False) -> list[int]:
         np = self._np

@@ -51,7 +51,7 @@ OURS = {  # bits, weights that share a scale
 }
 CONTEXTS = (512, 2048)
 CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4
-REINJECT, BATCH, BATCH_STEPS = 256, 8, 12
+REINJECT, BATCH, BATCH_STEPS = 256, 8, 24
 REFERENCE = "transformers float32"
 
 
@@ -108,17 +108,28 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[max(low, 0)], ordered[min(high, len(values) - 1)]
 
 
-def ours_alone(worker: Worker, rounds: int, decode: int, mass_steps: int) -> dict[str, Any]:
-    """What the mass, a batch and a re-injection cost, each beside plain steps."""
+def by_kind(seconds: list[float], kinds: int) -> list[list[float]]:
+    """Seconds of each kind of step, taken forth and back: equal places are neighbours in time."""
+    found: list[list[float]] = [[] for _ in range(kinds)]
+    for turn in range(len(seconds) // kinds):
+        of_turn = seconds[turn * kinds : (turn + 1) * kinds]
+        for times, taken in zip(found, of_turn[:: -1 if turn % 2 else 1], strict=True):
+            times.append(taken)
+    return found
+
+
+def ours_alone(worker: Worker, rounds: int, mass_steps: int) -> dict[str, Any]:
+    """What the mass, a batch and a re-injection cost, each beside neighbouring plain steps."""
     ids = prompt(CONTEXTS[0], 0)
     mass, gain, plain = [], [], []
     for _ in range(rounds):
-        both = worker.ask(ids=ids, decode=mass_steps, mass=True)["decode_s"]
-        mass += [m / p - 1 for m, p in zip(both[0::4], both[1::4], strict=True)]
-        mass += [m / p - 1 for m, p in zip(both[3::4], both[2::4], strict=True)]
-        plain.append(statistics.median(worker.ask(ids=ids, decode=decode)["decode_s"]))
-        run = worker.ask(ids=ids, decode=BATCH_STEPS, batch=BATCH)
-        gain.append(BATCH * plain[-1] / statistics.median(run["decode_s"]))
+        run = worker.ask(ids=ids, decode=mass_steps, mass=True)
+        with_mass, without = by_kind(run["decode_s"], 2)
+        mass += [m / p - 1 for m, p in zip(with_mass, without, strict=True)]
+        plain += without
+        run = worker.ask(ids=ids, decode=BATCH_STEPS, batches=[1, BATCH])
+        one, many = by_kind(run["decode_s"], 2)
+        gain += [BATCH * a / b for a, b in zip(one, many, strict=True)]
     reinject = statistics.median(worker.ask(ids=ids, reinject=REINJECT)["reinject_s"])
     return {
         "mass_overhead_frac": statistics.median(mass),
@@ -170,7 +181,7 @@ def record_of(
         record["check"] = check(worker, top, bits, ours=name in OURS)
         record["runs"] = measure(worker, rounds, decode)
         if name in OURS:
-            record["alone"] = ours_alone(worker, rounds, decode, mass_steps)
+            record["alone"] = ours_alone(worker, rounds, mass_steps)
             record["weight_bytes"] = decoder_bytes(model)
     except SystemExit as problem:
         raise NotAvailable(f"it ended while running: {problem}") from None
