@@ -19,8 +19,8 @@ QUESTION := What number is written on the large purple star?
 BUNDLE := out/tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types native bench-kernels sanitize cuda test-cuda test-mutants plugins tensorrt test-gpu test-ray \
-	bench experiments clean
+.PHONY: help demo test check lint types native bench-kernels sanitize cuda test-cuda test-mutants plugins tensorrt \
+	test-gpu test-ray bench experiments clean
 
 help: ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -11,7 +11,6 @@ bounds them to, say `latrt_bench` and `latrt_bench_mix` (csrc/tests). Ends with 
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -23,19 +22,20 @@ import click
 
 from benchmarks.make_3b import shape_3b
 from benchmarks.onnx_3b import Worker
-from benchmarks.peer_engines import ROOT
+from benchmarks.peer_engines import ROOT, NotAvailable
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peers import OURS, by_kind, median_interval, prepare, prompt
-from benchmarks.report import describe_machine, write_results
+from benchmarks.report import describe_machine, publish
+from benchmarks.roofline import layer_linears, linear
 from la_trt.config import TextConfig
+
+WEIGHT_BITS = 4  # operations do not depend on them
 
 
 def step_ops(text: TextConfig) -> float:
     """Operations of the matrices for one token, the head's too; attention's are left out."""
-    hidden, head = text.hidden_size, text.head_dim
-    attention = 2 * hidden * head * (text.num_attention_heads + text.num_key_value_heads)
-    layer = attention + 3 * hidden * text.intermediate_size
-    return 2.0 * (text.num_hidden_layers * layer + text.vocab_size * hidden)
+    layers = layer_linears(text, 1, WEIGHT_BITS).times(text.num_hidden_layers)
+    return (layers + linear(1, text.hidden_size, text.vocab_size, WEIGHT_BITS)).ops
 
 
 def measure(
@@ -130,12 +130,16 @@ def main(
     engines = engines or tuple(OURS)
     if unknown := set(engines) - set(OURS):
         raise click.UsageError(f"expected some of {list(OURS)}, got {sorted(unknown)}")
+    length = len(engines) * rounds
+    try:
+        commands = {engine: prepare(engine, work.resolve(), threads)[2] for engine in engines}
+    except NotAvailable as problem:
+        raise click.ClickException(str(problem)) from None
     probes = [machine_peaks(threads)]
     found: dict[str, Any] = {}
-    length = len(engines) * rounds
     with click.progressbar(length=length, label="asking", file=sys.stderr) as bar:
-        for engine in engines:
-            worker = Worker(*prepare(engine, work.resolve(), threads)[2])
+        for engine, command in commands.items():
+            worker = Worker(*command)
             try:
                 found[engine] = measure(worker, list(batches), context, rounds, turns, bar.update)
             finally:
@@ -153,9 +157,7 @@ def main(
         "probes": probes,
         "machine": describe_machine(),
     }
-    write_results(name, result, to_table(result))
-    click.echo(to_table(result), err=True)
-    click.echo(json.dumps(result))
+    publish(name, result, to_table(result))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ these kinds forth and back, and each is forgotten again, so that all are of one 
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Worker:
         ids: list[int],
         decode: int = 0,
         mass: bool = False,
-        batches: tuple[int, ...] = (1,),
+        batches: Sequence[int] = (1,),
         reinject: int = 0,
     ) -> dict[str, Any]:
         while len(self._slots) < max(batches):

@@ -10,7 +10,6 @@ models and answers are prepared as in `peers`, which also checks them. Ends with
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -26,7 +25,7 @@ from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import ROOT, NotAvailable
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peers import CONTEXTS, median_interval, names, prepare, prompt
-from benchmarks.report import describe_machine, write_results
+from benchmarks.report import describe_machine, publish
 
 
 def in_turns(
@@ -133,9 +132,7 @@ def main(
         "probes": [before, machine_peaks(threads)],
         "machine": describe_machine(),
     }
-    write_results(name, result, to_table(result))
-    click.echo(to_table(result), err=True)
-    click.echo(json.dumps(result))
+    publish(name, result, to_table(result))
 
 
 if __name__ == "__main__":

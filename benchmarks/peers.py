@@ -41,7 +41,7 @@ from benchmarks.peer_engines import (
 )
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peer_table import summarise, to_table
-from benchmarks.report import describe_machine, write_results
+from benchmarks.report import describe_machine, publish
 from build_engines.quantize import Quant
 
 OURS = {  # bits, weights that share a scale
@@ -253,9 +253,7 @@ def main(
         records.append(record)
     result = summarise(records)
     result |= {"threads": threads, "machine": describe_machine()}
-    write_results(results, {**result, "records": records}, to_table(result))
-    click.echo(to_table(result), err=True)
-    click.echo(json.dumps(result))
+    publish(results, result, to_table(result), records=records)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,13 @@ def write_results(name: str, result: dict[str, Any], table: str) -> None:
     (RESULTS / f"{name}.md").write_text(text)
 
 
+def publish(name: str, result: dict[str, Any], table: str, **kept: Any) -> None:
+    """Write the results, `kept` beside them; the table to stderr, one JSON line to stdout."""
+    write_results(name, {**result, **kept}, table)
+    print(table, file=sys.stderr)
+    print(json.dumps(result))
+
+
 def memory_bytes(pid: int | str = "self") -> dict[str, int]:
     """Bytes of VmHWM (peak, mapped files included), RssAnon and RssFile of a process."""
     wanted = ("VmHWM", "RssAnon", "RssFile")

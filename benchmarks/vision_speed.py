@@ -10,7 +10,6 @@ Nothing is written unless their embeddings agree with float32's, to a relative e
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -26,7 +25,7 @@ from benchmarks.native_bundle import pack
 from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import PEERS, ROOT, python_of
 from benchmarks.peer_probe import machine_peaks
-from benchmarks.report import describe_machine, write_results
+from benchmarks.report import describe_machine, publish
 from la_trt.config import VisionConfig
 
 SCRIPT = "benchmarks/peer_vision.py"
@@ -133,10 +132,7 @@ def main(work: Path, side: int, threads: int, rounds: int, max_error: float, nam
         f"- embeddings differ from {REFERENCE}'s by {100 * errors[OURS]:.2f} % of their norm, "
         f"those of bf16 by {100 * errors['transformers bf16']:.2f} %",
     ]
-    table = "\n".join(lines)
-    write_results(name, result, table)
-    click.echo(table, err=True)
-    click.echo(json.dumps(result))
+    publish(name, result, "\n".join(lines))
 
 
 if __name__ == "__main__":

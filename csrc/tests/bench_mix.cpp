@@ -5,10 +5,6 @@
 //     latrt_bench_mix
 //
 // One core. All run in turns; of the rounds, the best tenth, and the median in brackets.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "tests/bench.h"
 #include "tests/layer.h"
 
@@ -24,7 +20,7 @@ constexpr int kSteps = 20000;
 #define LATRT_LOOP(name, body)                                                                     \
     void name(const char* data) {                                                                  \
         long left = kSteps;                                                                        \
-        asm volatile(".p2align 6\n1:\n" body "dec %0\njnz 1b\n"                                    \
+        asm volatile(".p2align 6\n1:\n" body "dec %0\njnz 1b\nvzeroupper\n"                        \
                      : "+r"(left)                                                                  \
                      : "r"(data)                                                                   \
                      : "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8",     \
@@ -37,7 +33,6 @@ LATRT_LOOP(additions, LATRT_EACH_SUM("vpaddw %%ymm15, %%ymm\\i, %%ymm\\i\n"))
 LATRT_LOOP(products, LATRT_EACH_SUM("vpmaddubsw %%ymm14, %%ymm15, %%ymm\\i\n"))
 LATRT_LOOP(both, LATRT_EACH_SUM("vpmaddubsw %%ymm14, %%ymm15, %%ymm4\n"
                                 "vpaddw %%ymm4, %%ymm\\i, %%ymm\\i\n"))
-LATRT_LOOP(multiply_adds, LATRT_EACH_SUM("vfmadd231ps %%ymm14, %%ymm15, %%ymm\\i\n"))
 
 // The products of 4 rows, 16 outputs and 32 inputs, as the kernels have them: weights ready for
 // use (int8 as numbers and as magnitudes), activations broadcast.
@@ -82,7 +77,6 @@ constexpr Mix kMixes[] = {
     {"additions of 16 bits", additions, 8, 0},
     {"products of bytes", products, 8, 8 * 64},
     {"product and addition", both, 16, 8 * 64},
-    {"float multiply-adds", multiply_adds, 8, 8 * 16},
     {"int4, 4 rows by 16 outputs", int4_rows, 128, 4096},
     {"int8, 4 rows by 16 outputs", int8_rows, 256, 4096},
 };
@@ -108,7 +102,9 @@ int main() {
 #endif
     std::vector<std::vector<float>> results;
     std::vector<test::Layer> layers;
-    for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    constexpr WeightType kTypes[] = {WeightType::int8, WeightType::int4};
+    constexpr const char* kNames[] = {" int8", " int4"};
+    for (const WeightType type : kTypes) {
         layers.push_back(test::make_layer(type, 1, kRows, kLanes, kInputs));
         results.push_back(layers.back().before);
         layers.back().params.y = results.back().data();
@@ -117,9 +113,8 @@ int main() {
         const Kernels* kernels = find_kernels(Isa(i));
         if (kernels == nullptr || kernels->isa == Isa::plain) continue;  // too slow to wait for
         for (size_t j = 0; j < layers.size(); ++j) {
-            const WeightType type = j == 0 ? WeightType::int8 : WeightType::int4;
-            const auto linear = kernels->linear[int(type)];
-            entries.push_back({std::string(isa_name(kernels->isa)) + (j == 0 ? " int8" : " int4"),
+            const auto linear = kernels->linear[int(kTypes[j])];
+            entries.push_back({std::string(isa_name(kernels->isa)) + kNames[j],
                                0,
                                double(kCalls) * kRows * kLanes * kInputs,
                                [=, &layers](int) {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.batch_steps import measure, step_ops
 from benchmarks.make_3b import shape_3b
@@ -29,8 +30,6 @@ def test_steps_taken_forth_and_back_are_sorted_by_kind() -> None:
 
 
 def test_operations_of_a_token_are_two_for_each_weight() -> None:
-    import torch
-
     config = shape_3b(num_layers=2)
     with torch.device("meta"):
         model = QwenVL(config)
