@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from la_trt.aio import iterate
 from la_trt.config import ModelConfig
@@ -25,7 +25,7 @@ from la_trt.engines.base import Engine
 from la_trt.errors import CheckpointError, MachineError, UsageError
 from la_trt.events import DoneEvent, Event, InjectKind, Result
 from la_trt.files.strict_json import parse_json, show
-from la_trt.limits import Limits
+from la_trt.limits import MAX_THREADS, Limits
 from la_trt.options import GenerationOptions
 from la_trt.processor.image import ImageSource
 from la_trt.processor.prompt import Message, Processor
@@ -110,7 +110,7 @@ class LookAgain:
         if isinstance(engine, (str, Path)):
             if processor is not None:
                 raise UsageError("processor: a bundle brings its own\ngive the path alone")
-            engine, processor, ends = _open_bundle(engine, "onnx", None, verify=True)
+            engine, processor, ends = _open_bundle(engine, "auto", None, verify=True)
             eos_token_ids = ends if eos_token_ids is None else eos_token_ids
         if processor is None:
             raise UsageError(
@@ -259,6 +259,11 @@ def _open_bundle(
     from la_trt.engines.native import is_native
     from la_trt.files.bundle import open_bundle
 
+    if backend not in get_args(Backend):
+        raise UsageError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
+    threads = options.get("threads")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise UsageError(f"threads: expected an integer from 1 to {MAX_THREADS}, got {threads!r}")
     bundle = open_bundle(path, verify=verify)
     processor = Processor.from_pretrained(bundle.path, limits)
     if backend == "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from la_trt.engines.base import Draw, Engine, FloatArray, Step, VisualKeys
-from la_trt.errors import MachineError
+from la_trt.errors import LookAgainError, MachineError
 from la_trt.events import DoneEvent, Event
 from la_trt.options import GenerationOptions
 from la_trt.processor.types import Prompt
@@ -40,6 +41,15 @@ class Request:
     image_digests: tuple[bytes, ...] = ()
     next_sample: int = 0
     num_cached: int = 0  # prompt tokens that the slots of its samples already held
+
+
+class NotStarted(Exception):
+    """A request that could not begin, `error` says why; all others of the batch go on."""
+
+    def __init__(self, request: Request, error: LookAgainError) -> None:
+        super().__init__(str(error))
+        self.request = request
+        self.error = error
 
 
 class Slots(Protocol):
@@ -107,12 +117,6 @@ class Batch:
         return len(self._active)
 
     @property
-    def first_indices(self) -> set[int]:
-        """The first sequence numbers of all requests that are waiting or running."""
-        running = {request.first_index for request in self._requests.values()}
-        return running | {request.first_index for request in self._waiting}
-
-    @property
     def kv_tokens(self) -> int:
         """KV positions that the running sequences use."""
         return sum(self._engine.length(state.slot) for state in self._active)
@@ -124,7 +128,9 @@ class Batch:
     def step(self) -> list[Event]:
         """The events of one engine step, after which finished sequences have left.
 
-        Raises MachineError where not even a sequence alone gets a slot; that request is gone.
+        Raises NotStarted where a request cannot begin, as when not even a sequence alone gets a
+        slot: that request is gone. After any other exception, which is the engine's, no
+        sequence may go on: `close`.
         """
         self._admit()
         if not self._active:
@@ -144,10 +150,11 @@ class Batch:
                 self._leave(state, finished=False)
 
     def close(self) -> None:
-        """Drop everything; every slot goes back."""
+        """Drop everything; every slot goes back, or as many as the engine takes."""
         self._waiting.clear()
-        for state in list(self._active):
-            self._leave(state, finished=False)
+        with contextlib.ExitStack() as leaving:  # all of them, whatever one raises
+            for state in self._active:
+                leaving.callback(self._leave, state, finished=False)
 
     def _leave(self, state: SequenceState, *, finished: bool) -> None:
         self._active.remove(state)
@@ -160,17 +167,20 @@ class Batch:
             capacity = self._capacity(request)
             try:
                 slot, num_cached = self._slots.acquire(request, capacity)
-            except MachineError:
+            except MachineError as error:
                 if self._active:
                     return
                 self._waiting.popleft()
-                raise
+                raise NotStarted(request, error) from error
             try:
                 state = self._start(request, slot, capacity)
-            except BaseException:
+            except BaseException as error:
                 self._waiting.popleft()
                 self._slots.release(slot, request, finished=False)
-                raise
+                if not isinstance(error, LookAgainError):
+                    raise
+                self.cancel(request.first_index)
+                raise NotStarted(request, error) from error
             state.skip(num_cached)
             request.num_cached += num_cached
             self._active.append(state)

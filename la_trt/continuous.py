@@ -5,17 +5,20 @@ For hosts that call from threads of their own and know no asyncio; the HTTP serv
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from la_trt.batch import Request
+from la_trt.batch import NotStarted, Request
 from la_trt.errors import LookAgainError
 from la_trt.events import DoneEvent, Event
 from la_trt.options import GenerationOptions
 from la_trt.processor.types import Prompt
 from la_trt.session import Session
 
+log = logging.getLogger(__name__)
 Deliver = Callable[[Event | LookAgainError], None]
 
 
@@ -86,30 +89,41 @@ class Continuous:
 
     def _drop_cancelled(self) -> None:
         for index, client in list(self._clients.items()):
-            if client.cancelled():
+            try:
+                cancelled = client.cancelled()
+            except Exception:
+                log.exception("a client's `cancelled` failed, which ends its request")
+                cancelled = True
+            if cancelled:
                 self._batch.cancel(index)
                 del self._clients[index]
 
     def _step(self) -> None:
         try:
             events = self._batch.step()
-        except LookAgainError as error:
-            known = self._batch.first_indices  # without the one that could not be started
-            for index in [i for i in self._clients if i not in known]:
-                self._clients.pop(index).deliver(error)
+        except NotStarted as lost:
+            self._tell(lost.request.first_index, lost.error)
         except Exception as error:
-            self._batch.close()
-            clients, self._clients = self._clients, {}
-            for client in clients.values():
-                client.deliver(LookAgainError(f"the engine failed: {type(error).__name__}"))
+            log.exception("the engine failed")
+            with contextlib.suppress(Exception):  # of the same engine: nobody waits for its slots
+                self._batch.close()
+            if not isinstance(error, LookAgainError):
+                error = LookAgainError(f"the engine failed: {type(error).__name__}")
+            for index in list(self._clients):
+                self._tell(index, error)
         else:
             for event in events:
-                self._hand_out(event)
+                self._tell(event.sequence, event)
 
-    def _hand_out(self, event: Event) -> None:
-        client = self._clients.get(event.sequence)
+    def _tell(self, index: int, what: Event | LookAgainError) -> None:
+        client = self._clients.get(index)
         if client is None:
             return
-        if isinstance(event, DoneEvent):
-            del self._clients[event.sequence]
-        client.deliver(event)
+        if isinstance(what, DoneEvent | LookAgainError):
+            del self._clients[index]
+        try:
+            client.deliver(what)
+        except Exception:
+            log.exception("a client's `deliver` failed, which ends its request")
+            self._batch.cancel(index)
+            self._clients.pop(index, None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from la_trt.errors import UsageError
 
 MIB = 1 << 20
+MAX_THREADS = 1024  # of an engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

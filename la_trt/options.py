@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -70,4 +71,5 @@ class GenerationOptions:
 
 
 def _refused(field_name: str, expected: str, value: object) -> UsageError:
-    return UsageError(f"{field_name}: expected {expected}, got {str(value)[:80]}", name="E_OPTION")
+    shown = reprlib.repr(value)
+    return UsageError(f"{field_name}: expected {expected}, got {shown}", name="E_OPTION")

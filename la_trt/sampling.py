@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -37,12 +38,14 @@ class SamplingParams:
         for f in fields(self):
             value = getattr(self, f.name)
             kinds = (int, np.integer) if f.name in ("top_k", "seed") else (int, float, np.number)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            # A Python integer is finite, and may be too large for a float.
+            finite = isinstance(value, int) or (isinstance(value, kinds) and math.isfinite(value))
+            if isinstance(value, bool) or not isinstance(value, kinds) or not finite:
                 raise _refused(f.name, "a finite number", value)
         if not 0 <= self.temperature <= 100:
             raise _refused("temperature", "a number from 0 to 100", self.temperature)
-        if self.top_k < 0:
-            raise _refused("top_k", "an integer >= 0", self.top_k)
+        if not 0 <= self.top_k < 1 << 31:
+            raise _refused("top_k", "an integer from 0 to 2**31 - 1", self.top_k)
         if not 0 < self.top_p <= 1:
             raise _refused("top_p", "a number above 0 and at most 1", self.top_p)
         if not 0 < self.repetition_penalty <= 100:
@@ -52,7 +55,7 @@ class SamplingParams:
 
 
 def _refused(field: str, expected: str, value: object) -> UsageError:
-    return UsageError(f"{field}: expected {expected}, got {value!r}", name="E_SAMPLING")
+    return UsageError(f"{field}: expected {expected}, got {reprlib.repr(value)}", name="E_SAMPLING")
 
 
 def log_partition(logits: FloatArray) -> float:

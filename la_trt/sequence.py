@@ -101,6 +101,7 @@ class SequenceState:
         self._next_position = prompt.next_position
         self._chooser = TokenChooser(options, vocabulary.tags, prompt, sample)
         self._select_rng = np.random.default_rng([options.sampling.seed, sample, 1])
+        self._stop_ids = frozenset(options.stop_token_ids)
         self._stream = TextStream(vocabulary.tokenizer, options.stop)
         self._tokens: list[int] = []
         self._masses: list[FloatArray] = []
@@ -290,7 +291,7 @@ class SequenceState:
 
     def _advance_text(self, token: int) -> str:
         """The text that became printable; decides whether the answer ends here."""
-        ends = token in self.options.stop_token_ids or (
+        ends = token in self._stop_ids or (
             token in self._vocabulary.eos_ids and not self.options.ignore_eos
         )
         text = "" if ends else self._stream.push(token)

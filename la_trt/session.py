@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
-from la_trt.batch import DEFAULT_PREFILL_CHUNK, Batch, Request, Slots
+from la_trt.batch import DEFAULT_PREFILL_CHUNK, Batch, NotStarted, Request, Slots
 from la_trt.engines.base import Engine
 from la_trt.errors import InputError, UsageError
 from la_trt.events import DoneEvent, Event, Result
@@ -139,5 +139,7 @@ class Session:
                 batch.add(request)
             while batch.busy:
                 yield from batch.step()
+        except NotStarted as lost:
+            raise lost.error from None
         finally:
             batch.close()

@@ -1,5 +1,13 @@
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
 #include <thread>
 
 #include "kernels/cpu/isa.h"
@@ -79,6 +87,75 @@ TEST(threads_default_to_what_is_allowed) {
     CHECK(latrt::allowed_threads() >= 1);
     CHECK(ThreadPool(0).num_threads() == latrt::allowed_threads());
 }
+
+TEST(threads_keep_to_the_quota_of_every_cgroup_above) {
+    char root[] = "/tmp/latrt_cgroup_XXXXXX";
+    CHECK(mkdtemp(root) != nullptr);
+    const std::filesystem::path at(root), groups = at / "sys/fs/cgroup";
+    const auto write = [](const std::filesystem::path& path, const char* text) {
+        std::filesystem::create_directories(path.parent_path());
+        std::ofstream(path) << text;
+    };
+    CHECK(latrt::cgroup_cpus(root) == 0);
+    write(at / "proc/self/cgroup", "0::/job/step\n");
+    write(groups / "job/step/cpu.max", "max 100000\n");
+    CHECK(latrt::cgroup_cpus(root) == 0);
+    write(groups / "job/cpu.max", "150000 100000\n");
+    CHECK(latrt::cgroup_cpus(root) == 1.5);
+    write(groups / "cpu.max", "50000 100000\n");
+    CHECK(latrt::cgroup_cpus(root) == 0.5);
+    // Version 1, seen from inside a container: the path of the host is not there.
+    write(at / "proc/self/cgroup", "4:memory:/m\n3:cpuset:/s\n2:cpu,cpuacct:/docker/1\n");
+    write(groups / "cpu/cpu.cfs_quota_us", "-1\n");
+    write(groups / "cpu/cpu.cfs_period_us", "100000\n");
+    CHECK(latrt::cgroup_cpus(root) == 0);
+    write(groups / "cpu/cpu.cfs_quota_us", "200000\n");
+    CHECK(latrt::cgroup_cpus(root) == 2);
+    std::filesystem::remove_all(at);
+}
+
+// What follows, sanitizers do not allow: little address space, threads of a forked child.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+
+TEST(threads_that_cannot_start_end_the_others) {
+    rlimit before;
+    getrlimit(RLIMIT_AS, &before);
+    const rlimit little = {rlim_t{1} << 30, before.rlim_max};
+    CHECK(setrlimit(RLIMIT_AS, &little) == 0);
+    bool threw = false;
+    try {
+        ThreadPool pool(4000);  // 8 MiB of stack each
+    } catch (const std::system_error&) {
+        threw = true;
+    }
+    setrlimit(RLIMIT_AS, &before);
+    CHECK(threw);
+}
+
+// In the first round the workers spin while the process forks, then they sleep.
+TEST(threads_of_a_forked_child_are_its_own) {
+    for (int round = 0; round < 10; ++round) {
+        auto pool = std::make_unique<ThreadPool>(4);
+        const auto shared = ThreadPool::shared(3);
+        if (round > 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        const pid_t child = fork();
+        if (child == 0) {
+            alarm(20);
+            int sum = 0;
+            for (int call = 0; call < 3; ++call) pool->run(9, [&](int task, int) { sum += task; });
+            const auto own = ThreadPool::shared(3);
+            std::atomic<int> num_tasks{0};
+            own->run(9, [&](int, int) { ++num_tasks; });
+            pool.reset();
+            _exit(sum == 3 * 36 && num_tasks == 9 && own != shared ? 0 : 1);
+        }
+        int status = -1;
+        CHECK(child > 0 && waitpid(child, &status, 0) == child);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+}
+
+#endif
 
 TEST(isa_names_are_read_back) {
     using latrt::Isa;

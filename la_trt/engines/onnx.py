@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from la_trt.bindings import decoder_inputs, decoder_outputs, vision_inputs, vision_outputs
 from la_trt.engines.base import (
@@ -19,6 +18,7 @@ from la_trt.engines.huge_pages import HugePages
 from la_trt.engines.onnx_runner import DecoderRunner
 from la_trt.engines.onnx_session import CPU, open_session
 from la_trt.engines.onnx_vision import VisionRunner
+from la_trt.engines.ort import ort
 from la_trt.engines.rope import rotate_keys
 from la_trt.engines.rows import RowEngine
 from la_trt.engines.slots import SlotTable

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from la_trt.bindings import Binding
+from la_trt.engines.ort import ort
 from la_trt.errors import BundleError, MachineError, UsageError
 
 CPU = "CPUExecutionProvider"

@@ -18,7 +18,7 @@ from typing import Any
 
 from la_trt.errors import InputError, MachineError, UsageError
 from la_trt.eval.store import differences
-from la_trt.files.atomic import atomic_file
+from la_trt.files.atomic import atomic_file, write_errors
 
 SUFFIX = ".partial"
 _TODO = "choose another --output, or start afresh with --no-resume"
@@ -44,7 +44,8 @@ class Journal:
             if self._count(record, end + len(data), len(line)):
                 data += line
                 num_new += 1
-        _write(self._descriptor, data)
+        with write_errors(file_name(self.output)):
+            _write(self._descriptor, data)
         return num_new
 
     def publish(self, numbers: Iterable[int]) -> None:
@@ -68,6 +69,7 @@ class Journal:
     def read(self, settings: Mapping[str, Any]) -> None:
         """Take over the records of an earlier run; raises UsageError where it was another batch."""
         offset = 0
+        before: dict[str, Any] = {}
         size = os.fstat(self._descriptor).st_size
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
@@ -81,15 +83,19 @@ class Journal:
                         )
                     break
                 if number == 1:
-                    _check_same(self.output, record, settings)
+                    before = record
                 else:
+                    if number == 2:
+                        _check_same(self.output, before, settings)
                     self._count(record, offset, len(line))
                 offset += len(line)
         if offset < size:
             self.repaired_bytes = size - offset
             os.ftruncate(self._descriptor, offset)
-        if not offset:
-            _write(self._descriptor, _dumped(settings))
+        if not self.records:  # a run that ended before its first answer binds nobody
+            os.ftruncate(self._descriptor, 0)
+            with write_errors(file_name(self.output)):
+                _write(self._descriptor, _dumped(settings))
 
 
 @contextlib.contextmanager

@@ -240,6 +240,8 @@ def conversation(
 
     Images that no part asks for stand before the first user text.
     """
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        raise _bad("images", f"expected a list of images, got {type(images).__name__}")
     if isinstance(prompt, str):
         if not prompt.strip() and not images:
             raise InputError("prompt: empty\nask something", name="E_PROMPT")

@@ -142,6 +142,11 @@ def resolve_policy(
     Warns (UserWarning) of a setting that has no effect on that policy. Raises UsageError
     E_POLICY.
     """
+    if not isinstance(spec, str | Path | Policy):
+        raise UsageError(
+            f"policy: expected a preset's name, a file or a Policy, got {type(spec).__name__}",
+            name="E_POLICY",
+        )
     if isinstance(spec, Policy):
         policy = spec
     elif isinstance(spec, Path) or Path(spec).suffix in (".yaml", ".yml"):

@@ -140,9 +140,6 @@ class Answer:
         job.counted = True
         return False
 
-    def _name(self, token_id: int) -> str:
-        return self._vocabulary.token_bytes(token_id).decode("utf-8", errors="replace")
-
 
 class ChatAnswer(Answer):
     """`chat.completion`: the conclusion is `content`, the rest `reasoning_content`."""
@@ -214,7 +211,8 @@ class ChatAnswer(Answer):
 
     def _one(self, token_id: int, logprob: float) -> dict[str, Any]:
         spelt = self._vocabulary.token_bytes(token_id)
-        return {"token": self._name(token_id), "logprob": logprob, "bytes": list(spelt)}
+        text = spelt.decode("utf-8", errors="replace")
+        return {"token": text, "logprob": logprob, "bytes": list(spelt)}
 
 
 class TextAnswer(Answer):
@@ -261,6 +259,16 @@ class TextAnswer(Answer):
             "top_logprobs": [{self._name(i): v for i, v in e.top_logprobs} for e in events],
             "text_offset": offsets,
         }
+
+    def _name(self, token_id: int) -> str:
+        """The token's text; its bytes or its number where it has none that tells it apart."""
+        spelt = self._vocabulary.token_bytes(token_id)
+        if not spelt:
+            return f"token_id:{token_id}"
+        try:
+            return spelt.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelt)
 
 
 def event_facts(event: ReinjectEvent | ReflectionEvent) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import queue
 import socket
 import ssl
 import threading
@@ -50,7 +51,7 @@ class Fetcher:
             raise invalid(param, f"{param}: URLs are not allowed by this server", "url_not_allowed")
         deadline = time.monotonic() + self._access.timeout_s
         for _ in range(self._access.max_redirects + 1):
-            target = self._target(url, param)
+            target = self._target(url, deadline, param)
             try:
                 answer = self._hop(target, deadline)
             except ApiError:
@@ -73,7 +74,7 @@ class Fetcher:
             )
         return body
 
-    def _target(self, url: str, param: str) -> _Target:
+    def _target(self, url: str, deadline: float, param: str) -> _Target:
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -86,7 +87,7 @@ class Fetcher:
             )
         port = _PORTS[parts.scheme] if port is None else port
         try:
-            addresses = self._resolve(host, port)
+            addresses = self._addresses(host, port, deadline)
         except OSError:
             raise _failed(param) from None
         if not addresses or not all(self._is_allowed(address) for address in addresses):
@@ -100,6 +101,27 @@ class Fetcher:
             address=addresses[0],
             path=_path(parts),
         )
+
+    def _addresses(self, host: str, port: int, deadline: float) -> list[str]:
+        """Asked for in a thread of its own: a resolver knows no deadline. Raises OSError."""
+        found: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
+
+        def resolve() -> None:
+            try:
+                found.put(self._resolve(host, port))
+            except OSError as error:
+                found.put(error)
+            except ValueError:  # no host name, UnicodeError among them
+                found.put(OSError("no host name"))
+
+        threading.Thread(target=resolve, name="resolve", daemon=True).start()
+        try:
+            answer = found.get(timeout=max(deadline - time.monotonic(), 0))
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     def _hop(self, target: _Target, deadline: float) -> _Answer:
         left = deadline - time.monotonic()

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from la_trt.batch import Batch, Request
-from la_trt.errors import LookAgainError
+from la_trt.batch import Batch, NotStarted, Request
+from la_trt.errors import MachineError
 from la_trt.events import DoneEvent, Event
 from la_trt.serve.errors import ApiError, from_known, internal, unavailable
 from la_trt.serve.logs import log
@@ -21,6 +21,7 @@ from la_trt.session import Session
 
 Timed = tuple[float, Event]  # seconds of time.monotonic, and what happened then
 Deliver = Callable[["list[Timed] | ApiError"], None]
+MAX_FAILURES = 3  # steps in a row, after which the engine counts as dead
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._counted = (0, 0)
+        self._num_failures = 0  # of steps since the last that went well
 
     def start(self) -> None:
         """Start the thread; events go to the running asyncio loop."""
@@ -73,8 +75,8 @@ class EngineLoop:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the thread runs and its engine has not failed again and again."""
+        return self._thread.is_alive() and self._num_failures < MAX_FAILURES
 
     def submit(self, request: Request, deliver: Deliver, *, at_once: bool) -> int:
         """Let a checked request join; returns its first sequence number, for `cancel`.
@@ -136,27 +138,30 @@ class EngineLoop:
         try:
             with self._step_lock:
                 events = self._batch.step()
-        except LookAgainError as error:
-            self._lost(from_known(error))
-        except Exception:
+        except NotStarted as lost:
+            of_request = (c for c in self._clients.values() if c.request is lost.request)
+            client = next(of_request)
+            self._drop(lost.request.first_index)
+            self._post([(client.deliver, from_known(lost.error))])
+        except Exception as error:
             log("engine_failed", level=logging.ERROR, exc_info=True)
-            self._fail_all(internal())
+            if isinstance(error, MachineError) and error.name == "E_MEMORY":
+                self._fail_all(from_known(error))
+            else:
+                self._num_failures += 1
+                self._fail_all(internal())
         else:
+            self._num_failures = 0
             self._measure()  # before anybody can ask
             self._hand_out(events)
-
-    def _lost(self, error: ApiError) -> None:
-        """The batch gave up a request that it could not even start."""
-        known = self._batch.first_indices
-        for client in {id(c): c for c in self._clients.values()}.values():
-            if client.request.first_index not in known:
-                self._drop(client.request.first_index)
-                self._post([(client.deliver, error)])
 
     def _fail_all(self, error: ApiError) -> None:
         clients = {id(c): c for c in self._clients.values()}.values()
         self._clients.clear()
-        self._batch.close()
+        try:
+            self._batch.close()
+        except Exception:
+            log("slots_lost", level=logging.ERROR, exc_info=True)
         self._post([(client.deliver, error) for client in clients])
 
     def _hand_out(self, events: Sequence[Event]) -> None:

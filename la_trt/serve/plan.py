@@ -97,6 +97,8 @@ def plan_of(
         raise invalid("stream_options", "stream_options: only with stream true")
     max_tokens = request.max_tokens
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+        if max_tokens is not None:
+            raise invalid("max_tokens", "max_tokens: not beside max_completion_tokens")
         max_tokens = request.max_completion_tokens
     options = request.stream_options
     return Plan(

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -39,6 +40,7 @@ class Server(uvicorn.Server):
         self.interrupted = False
         self.loaded = threading.Event()
         self._load = load
+        self._loader: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._num_stops = 0
         self._num_cut_off = 0
@@ -83,6 +85,11 @@ class Server(uvicorn.Server):
                 name="E_DRAIN",
             )
 
+    @property
+    def loading(self) -> bool:
+        """Whether the model is still being loaded, perhaps for a server that has ended."""
+        return self._loader is not None and self._loader.is_alive()
+
     def stop(self) -> None:
         """Let no more requests in and end when the last is answered; the second time at once."""
         self._num_stops += 1
@@ -117,9 +124,11 @@ class Server(uvicorn.Server):
 
     async def _load_model(self) -> None:
         try:
-            model = await asyncio.to_thread(self._load)
+            model = await self._loading()
             desk = Desk(model, self.settings, Metrics(self.settings.model_name))
             desk.start()
+        except asyncio.CancelledError:  # stopped meanwhile
+            raise
         except BaseException as error:
             self._failure = error
             self.should_exit = True
@@ -129,6 +138,28 @@ class Server(uvicorn.Server):
             log("ready", model=self.settings.model_name, engine=limits.name, dtype=limits.dtype)
         finally:
             self.loaded.set()
+
+    def _loading(self) -> asyncio.Future[LookAgain]:
+        """The model, loaded in a thread that nobody waits for once the server is stopped."""
+        loop = asyncio.get_running_loop()
+        model: asyncio.Future[LookAgain] = loop.create_future()
+
+        def settle(set_it: Callable[[Any], None], what: Any) -> None:
+            if not model.done():
+                set_it(what)
+
+        def load() -> None:
+            outcome: tuple[Callable[[Any], None], Any]
+            try:
+                outcome = model.set_result, self._load()
+            except BaseException as error:
+                outcome = model.set_exception, error
+            with contextlib.suppress(RuntimeError):  # the asyncio loop is closed
+                loop.call_soon_threadsafe(settle, *outcome)
+
+        self._loader = threading.Thread(target=load, name="load", daemon=True)
+        self._loader.start()
+        return model
 
     async def _wait_for_stop(self) -> None:
         """Drain after the first stop; end when nothing runs, time is up, or at the second."""

@@ -15,7 +15,7 @@ import pytest
 
 from build_engines.build import build
 from la_trt import LookAgain
-from la_trt.errors import UsageError
+from la_trt.errors import InputError, UsageError
 from la_trt.events import DoneEvent, TokenEvent
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "python"
@@ -35,13 +35,32 @@ def model(bundle: Path) -> LookAgain:
 
 
 def test_a_path_brings_engine_and_processor(model: LookAgain, bundle: Path) -> None:
-    assert model.engine.limits.name == "onnx"
+    assert model.engine.limits.name == LookAgain.from_bundle(bundle).engine.limits.name
     again = LookAgain(model.engine, model.processor)
     assert again.engine is model.engine
     with pytest.raises(UsageError, match="Processor"):
         LookAgain(model.engine)
     with pytest.raises(UsageError, match="alone"):
         LookAgain(str(bundle), model.processor)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backend": "foo"}, "backend: expected one of"),
+        ({"threads": 0}, "threads: expected an integer from 1"),
+        ({"threads": "2"}, "threads: expected an integer from 1"),
+    ],
+)
+def test_a_wrong_option_is_named(bundle: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        LookAgain.from_bundle(bundle, **options)
+
+
+@pytest.mark.parametrize("images", ["photo.jpg", Path("photo.jpg"), b"bytes", None])
+def test_images_are_a_list(model: LookAgain, images: Any) -> None:
+    with pytest.raises(InputError, match="expected a list of images"):
+        model.generate(images, QUESTION)
 
 
 def test_asyncio_answers_as_sync_does(model: LookAgain, picture: Path) -> None:

@@ -131,6 +131,17 @@ def test_questions_and_what_is_no_answers_are_never_replaced(
     assert rows.read_bytes() == before and notes.read_text() == "mine\n"
 
 
+def test_a_run_that_answered_nothing_binds_nobody(
+    bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, output = write([{"prompt": "a"}, {"prompt": 7}]), tmp_path / "out.jsonl"
+    too_long = str(10**6)
+    assert run(command(bundle, rows, output, "--max-model-len", too_long)) == 2
+    assert "1000000" in capsys.readouterr().err
+    assert run(command(bundle, rows, output)) == 3  # the bad row
+    assert [record.get("error", {}).get("code") for record in records(output)] == [None, "E_ROW"]
+
+
 def test_another_batch_is_not_resumed(
     bundle: Path, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +71,16 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return graph_bundle(random_model(2), tmp_path / "b")
+
+
+def test_nothing_is_written_for_telemetry(bundle: Bundle, tmp_path: Path) -> None:
+    code = "from la_trt.engines.ort import ort; ort.InferenceSession(__import__('sys').argv[1])"
+    home, hidden = tmp_path / "home", ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"HOME": str(home)}
+    command = [sys.executable, "-c", code, str(bundle.file("vision.onnx"))]
+    subprocess.run(command, env=environment, check=True)
+    assert not list(home.iterdir())
 
 
 def test_cuda_gets_its_options_and_the_cpu_no_node(machine: Any, bundle: Bundle) -> None:

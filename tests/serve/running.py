@@ -36,6 +36,7 @@ class GatedEngine:
         self.num_steps = 0
         self.num_vision = 0
         self.fail_next: Exception | None = None
+        self.fail_after = 0  # steps that still go well before `fail_next`
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -52,7 +53,9 @@ class GatedEngine:
 
     def forward(self, step: Any) -> Any:
         assert self._open.wait(WAIT_S), "the test never let the engine go"
-        if self.fail_next is not None:
+        if self.fail_next is not None and self.fail_after:
+            self.fail_after -= 1
+        elif self.fail_next is not None:
             failure, self.fail_next = self.fail_next, None
             raise failure
         self.num_steps += 1

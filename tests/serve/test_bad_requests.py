@@ -31,6 +31,8 @@ def gif_of(width: int, height: int) -> bytes:
 
 
 SHARED: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"top_k": 10**400}, "top_k", "invalid_value"),
+    ({"stop_token_ids": [1] * 257}, "stop_token_ids", "invalid_value"),
     ({"model": "another"}, "model", "model_not_found"),
     ({"model": 3}, "model", "invalid_value"),
     ({"unknown": 1}, "unknown", "unknown_parameter"),
@@ -128,6 +130,7 @@ ONLY_CHAT: list[tuple[dict[str, Any], str | None, str]] = [
         "messages[0].content[0].image_url.url",
         "invalid_url",
     ),
+    ({"max_tokens": 4, "max_completion_tokens": 4}, "max_tokens", "invalid_value"),
     (
         {"messages": [{"role": "system", "content": ask("s", png())[0]["content"]}]},
         "messages",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,6 +226,18 @@ def test_log_probabilities(served: Running) -> None:
     found = text.choices[0].logprobs
     assert found is not None and found.token_logprobs is not None and found.text_offset
     assert len(found.token_logprobs) == 3 and found.text_offset[0] == 0
+
+
+def test_parts_of_characters_are_told_apart(served: Running) -> None:
+    status, answer = served.post(
+        "/v1/completions",
+        {"model": NAME, "prompt": "How", "max_tokens": 8, "ignore_eos": True, "logprobs": 20},
+    )
+    assert status == 200
+    tops = answer["choices"][0]["logprobs"]["top_logprobs"]
+    assert [len(top) for top in tops] == [20] * 8
+    parts = [name for top in tops for name in top if name.startswith("bytes:")]
+    assert parts and all(re.fullmatch(r"bytes:(\\x[0-9a-f]{2})+", name) for name in parts)
 
 
 def test_completions_of_several_prompts_and_of_token_ids(served: Running) -> None:

@@ -149,6 +149,11 @@ def test_sizes_errors_and_slowness_are_bounded(site: int) -> None:
     # Bytes that keep coming, one by one, meet the deadline of the whole fetch.
     slow = fetcher(site, timeout_s=0.5)
     assert refusal(lambda: slow.get(f"{at}/drip.png", "p")).code == "url_fetch_failed"
+    # So does a resolver that takes its time.
+    never = threading.Event()
+    stuck = fetcher(site, timeout_s=0.5, resolve=lambda host, port: never.wait(60) and [])
+    assert refusal(lambda: stuck.get(f"{at}/x.png", "p")).code == "url_fetch_failed"
+    never.set()
     unasked = Fetcher(ImageAccess(), max_bytes=1)
     assert refusal(lambda: unasked.get(f"{at}/x.png", "p")).code == "url_not_allowed"
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from la_trt.errors import MachineError
+from la_trt.serve.loop import MAX_FAILURES
 from la_trt.serve.settings import HttpLimits
 from tests.serve.running import (
     Running,
@@ -166,6 +167,32 @@ def test_a_failing_step_ends_its_requests_with_a_500_and_nothing_else(server: Ru
     assert "secret" not in json.dumps(answer)
     assert server.post(CHAT, chat())[0] == 200
     assert server.request("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("good_steps", [0, 5], ids=["prefill", "decoding"])
+def test_a_step_without_memory_ends_its_requests_and_no_other(
+    server: Running, good_steps: int
+) -> None:
+    server.engine.fail_after = good_steps
+    server.engine.fail_next = MachineError("the GPU's memory is full", name="E_MEMORY")
+    status, answer = server.post(CHAT, chat(max_tokens=20))
+    assert (status, answer["error"]["code"]) == (503, "overloaded")
+    assert server.metric("kv_cache_usage_perc") == 0
+    assert server.post(CHAT, chat())[0] == 200
+
+
+def test_an_engine_that_fails_again_and_again_is_said_to_be_dead(
+    bundle: Path, backend: str
+) -> None:
+    with running(lambda: open_bundle(bundle, backend)) as server:
+        for _ in range(MAX_FAILURES):
+            assert server.request("GET", "/health")[0] == 200
+            server.engine.fail_next = MachineError("CUDA: illegal address", name="E_CUDA")
+            status, answer = server.post(CHAT, chat())
+            assert (status, answer["error"]["code"]) == (500, "internal_error")
+        status, _, body = server.request("GET", "/health")
+        assert (status, json.loads(body)["error"]["code"]) == (503, "engine_stopped")
+        assert server.post(CHAT, chat())[0] == 503
 
 
 def test_the_drain_answers_what_runs_and_refuses_what_comes(server: Running) -> None:

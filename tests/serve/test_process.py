@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ SECRET = "a sentence that belongs to nobody else"
 class Process:
     """`la-trt serve` on a free port, its log being read."""
 
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "la_trt.cli", "serve", "--port", "0", *arguments]
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "la_trt.cli")) -> None:
+        command = [sys.executable, *program, "serve", "--port", "0", *arguments]
         environment = {k: v for k, v in os.environ.items() if k != "LA_TRT_API_KEY"}
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -135,6 +135,24 @@ def test_a_second_signal_stops_at_once_and_says_what_was_cut_off(served: Process
     assert (code, refused) == (5, [503] * len(bodies))
     assert served.events("cut_off")[0]["requests"] == len(bodies)
     assert "error[E_DRAIN]" in served.lines[-2]
+
+
+SLOW_TO_LOAD = """
+import sys, time
+import la_trt.cli.source as source
+source.Source.open = lambda *_, **__: time.sleep(600)
+from la_trt.cli.app import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_does_not_wait_for_the_model(number: int, code: int) -> None:
+    process = Process(program=["-c", SLOW_TO_LOAD])
+    wait_until(lambda: bool(process.events("listening")))
+    process.process.send_signal(number)
+    assert process.end() == (code, "")
+    assert not any("error[" in line for line in process.lines)
 
 
 def test_ctrl_c_is_130(served: Process) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from la_trt.api import make_options
-from la_trt.batch import Batch, Request, _shares
+from la_trt.batch import Batch, NotStarted, Request, _shares
+from la_trt.errors import MachineError
 from la_trt.events import DoneEvent, Event, TokenEvent
 from la_trt.options import GenerationOptions
 from la_trt.session import Session
@@ -71,15 +75,64 @@ def test_cancelling_frees_the_slots_of_all_samples() -> None:
     batch.add(request(0, num_samples=4))
     batch.add(request(4))
     batch.step()
-    assert batch.first_indices == {0, 4} and batch.num_running == 2
+    assert batch.num_running == 2
     batch.cancel(0)
-    assert batch.first_indices == {4}
     batch.cancel(17)
     events: list[Event] = []
     while batch.busy:
         events += batch.step()
     assert {e.sequence for e in events} == {4}
     assert not engine.kv
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_request_that_cannot_begin_leaves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    batch = batch_of(engine)
+    batch.add(request(0, max_tokens=10))
+    batch.step()
+    lost = request(1)
+    batch.add(lost)
+    monkeypatch.setattr(engine, "vision", raising(MachineError("no memory for the picture")))
+    with pytest.raises(NotStarted, match="no memory") as told:
+        batch.step()
+    assert told.value.request is lost and batch.num_running == len(engine.kv) == 1
+    events: list[Event] = []
+    while batch.busy:
+        events += batch.step()
+    assert {e.sequence for e in events} == {0}
+
+
+def test_a_step_that_the_engine_refuses_is_no_refused_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of()
+    batch = batch_of(engine)
+    batch.add(request(0))
+    monkeypatch.setattr(engine, "forward", raising(MachineError("the memory is full")))
+    with pytest.raises(MachineError, match="the memory is full"):
+        batch.step()
+    batch.close()
+    assert not batch.busy and not engine.kv
+
+
+def test_closing_drops_all_whatever_the_engine_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of()
+    batch = batch_of(engine)
+    for index in range(3):
+        batch.add(request(index, max_tokens=20))
+    batch.step()
+    assert batch.num_running == 3
+    monkeypatch.setattr(engine, "free", raising(RuntimeError("the device is gone")))
+    with pytest.raises(RuntimeError, match="gone"):
+        batch.close()
+    assert not batch.busy
 
 
 def test_samples_of_one_prompt_do_not_keep_others_waiting() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -50,6 +51,27 @@ def test_a_file_gives_the_policy_it_spells(tmp_path: Path) -> None:
         max_reflections=2,
     )
     assert resolve_policy(str(path)) == resolve_policy(path) == load_policy(path)
+
+
+def test_the_example_is_a_policy_and_the_documented_keys_are_all() -> None:
+    root = Path(__file__).parents[2]
+    policy = load_policy(root / "examples" / "policy.yaml")
+    assert (policy.trigger.kind, policy.select.kind, policy.needs_mass) == (
+        "entropy",
+        "route",
+        True,
+    )
+    text = (root / "docs" / "architecture.md").read_text()
+    documented = re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE)
+    parts = preset("copy").to_dict()
+    keys = [k for k in parts if not isinstance(parts[k], dict)]
+    keys += [f"{part}.{key}" for part in ("trigger", "select") for key in parts[part]]
+    assert sorted(documented) == sorted(keys)
+
+
+def test_what_is_no_policy_is_refused() -> None:
+    with pytest.raises(UsageError, match="got NoneType"):
+        resolve_policy(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PRESETS)

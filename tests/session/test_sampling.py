@@ -138,6 +138,8 @@ def test_banned_tokens_never_come(temperature: float) -> None:
         {"temperature": "hot"},
         {"temperature": True},
         {"top_k": -1},
+        {"top_k": 10**400},
+        {"temperature": 10**400},
         {"top_k": 1.5},
         {"top_p": 0},
         {"top_p": 1.01},

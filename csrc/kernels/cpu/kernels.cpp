@@ -38,7 +38,7 @@ const Kernels* find_kernels(Isa isa) {
 const Kernels& best_kernels() {
     Isa highest = static_cast<Isa>(kNumIsas - 1);
     const char* name = std::getenv("LATRT_ISA");
-    if (name != nullptr && !parse_isa(name, highest)) {
+    if (name != nullptr && *name != '\0' && !parse_isa(name, highest)) {
         throw std::invalid_argument("LATRT_ISA: expected plain, avx2, avx512 or amx, got '" +
                                     std::string(name).substr(0, 40) + "'");
     }

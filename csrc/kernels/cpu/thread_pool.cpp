@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
+#include <fstream>
 #include <map>
 
 #if defined(__linux__)
 #include <sched.h>
 #endif
-#include <unistd.h>
+#include <pthread.h>
 
 namespace latrt {
 namespace {
@@ -43,28 +43,68 @@ int affinity_threads() {
     return static_cast<int>(std::thread::hardware_concurrency());
 }
 
-// Quota in CPUs of the cgroup, or 0 where there is none.
-double cgroup_cpus() {
-    double quota = 0, period = 0;
-    if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-        const int fields = std::fscanf(file, "%lf %lf", &quota, &period);
-        std::fclose(file);
-        return fields == 2 && period > 0 ? quota / period : 0;
+// Numbers at the start of a file; none where it cannot be read.
+std::vector<double> numbers_in(const std::string& path) {
+    std::vector<double> numbers;
+    std::ifstream file(path);
+    for (double number; file >> number;) numbers.push_back(number);
+    return numbers;
+}
+
+// The quota that is set in one directory, or 0.
+double directory_cpus(const std::string& directory, bool version2) {
+    std::vector<double> quota;
+    if (version2) {
+        quota = numbers_in(directory + "/cpu.max");  // "max" is no number
+    } else {
+        quota = numbers_in(directory + "/cpu.cfs_quota_us");
+        const std::vector<double> period = numbers_in(directory + "/cpu.cfs_period_us");
+        quota.insert(quota.end(), period.begin(), period.end());
     }
-    const char* const kNames[2] = {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
-                                   "/sys/fs/cgroup/cpu/cpu.cfs_period_us"};
-    double* const values[2] = {&quota, &period};
-    for (int i = 0; i < 2; ++i) {
-        std::FILE* file = std::fopen(kNames[i], "r");
-        if (file == nullptr) return 0;
-        const int fields = std::fscanf(file, "%lf", values[i]);
-        std::fclose(file);
-        if (fields != 1) return 0;
-    }
-    return quota > 0 && period > 0 ? quota / period : 0;
+    return quota.size() == 2 && quota[0] > 0 && quota[1] > 0 ? quota[0] / quota[1] : 0;
+}
+
+bool names_cpu(const std::string& controllers) {
+    return ("," + controllers + ",").find(",cpu,") != std::string::npos;
+}
+
+// Forks of this process and of those it comes from, and what is locked while one takes place.
+std::atomic<unsigned> num_forks{0};
+std::mutex pools_mutex;
+
+void count_forks() {
+    static const int registered =
+        pthread_atfork([] { pools_mutex.lock(); }, [] { pools_mutex.unlock(); },
+                       [] {
+                           pools_mutex.unlock();
+                           ++num_forks;
+                       });
+    static_cast<void>(registered);
 }
 
 }  // namespace
+
+double cgroup_cpus(const std::string& root) {
+    double least = 0;
+    std::ifstream file(root + "/proc/self/cgroup");
+    for (std::string line; std::getline(file, line);) {  // number:controllers:path
+        const size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) continue;
+        const std::string controllers = line.substr(first + 1, second - first - 1);
+        const bool version2 = controllers.empty();
+        if (!version2 && !names_cpu(controllers)) continue;
+        const std::string top = root + "/sys/fs/cgroup" + (version2 ? "" : "/cpu");
+        std::string path = line.substr(second + 1);
+        for (;;) {
+            const double cpus = directory_cpus(top + path, version2);
+            if (cpus > 0 && (least == 0 || cpus < least)) least = cpus;
+            const size_t parent = path.rfind('/');
+            if (parent == std::string::npos) break;
+            path.resize(parent);
+        }
+    }
+    return least;
+}
 
 int allowed_threads() {
     const int threads = affinity_threads();
@@ -75,38 +115,55 @@ int allowed_threads() {
 
 ThreadPool::ThreadPool(int num_threads)
     : num_threads_(num_threads < 1 ? allowed_threads() : num_threads),
-      owner_pid_(getpid()),
-      ticket_(make_ticket(0, kClosed)) {
-    for (int i = 1; i < num_threads_; ++i) {
-        workers_.emplace_back([this, i] { work(i); });
+      ticket_(make_ticket(0, kClosed)),
+      sleep_(std::make_unique<Sleep>()) {
+    count_forks();
+    num_forks_ = num_forks;
+    try {
+        for (int i = 1; i < num_threads_; ++i) {
+            workers_.emplace_back([this, i] { work(i); });
+        }
+    } catch (...) {
+        join_workers();
+        throw;
     }
 }
 
 ThreadPool::~ThreadPool() {
-    if (getpid() != owner_pid_) {  // a forked child has no workers to join
-        for (std::thread& worker : workers_) worker.detach();
+    if (!forked()) {
+        join_workers();
         return;
     }
+    for (std::thread& worker : workers_) worker.detach();
+    // Not destroyed: that would wait for the workers that slept when the process was forked.
+    static_cast<void>(sleep_.release());
+}
+
+bool ThreadPool::forked() const {
+    return num_forks_ != num_forks;
+}
+
+void ThreadPool::join_workers() {
     {
-        std::lock_guard lock(sleep_mutex_);
+        std::lock_guard lock(sleep_->mutex);
         stop_ = true;
     }
-    wake_.notify_all();
+    sleep_->wake.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
 
 std::shared_ptr<ThreadPool> ThreadPool::shared(int num_threads) {
-    static std::mutex mutex;
     static std::map<int, std::weak_ptr<ThreadPool>> pools;
     const int size = num_threads < 1 ? allowed_threads() : num_threads;
-    std::lock_guard lock(mutex);
+    count_forks();
+    std::lock_guard lock(pools_mutex);
     std::shared_ptr<ThreadPool> pool = pools[size].lock();
-    if (!pool) pools[size] = pool = std::make_shared<ThreadPool>(size);
+    if (!pool || pool->forked()) pools[size] = pool = std::make_shared<ThreadPool>(size);
     return pool;
 }
 
 void ThreadPool::run(int num_tasks, Task task, void* context) {
-    if (num_threads_ == 1 || num_tasks <= 1 || running_.exchange(true)) {
+    if (num_threads_ == 1 || num_tasks <= 1 || forked() || running_.exchange(true)) {
         for (int i = 0; i < num_tasks; ++i) task(context, i, 0);
         return;
     }
@@ -119,8 +176,8 @@ void ThreadPool::run(int num_tasks, Task task, void* context) {
     num_done_.store(0);
     ticket_.store(make_ticket(generation, 0));
     if (num_sleeping_.load() > 0) {
-        std::lock_guard sleep_lock(sleep_mutex_);
-        wake_.notify_all();
+        std::lock_guard sleep_lock(sleep_->mutex);
+        sleep_->wake.notify_all();
     }
     take_tasks(0);
     for (int spins = 0; num_done_.load(std::memory_order_acquire) != num_tasks_; ++spins) {
@@ -166,9 +223,9 @@ bool ThreadPool::wait_for_ticket(uint32_t& generation) {
             pause();
         }
     } while (std::chrono::steady_clock::now() < deadline);
-    std::unique_lock<std::mutex> lock(sleep_mutex_);
+    std::unique_lock<std::mutex> lock(sleep_->mutex);
     num_sleeping_.fetch_add(1);
-    wake_.wait(lock, [&] { return stop_.load() || changed(); });
+    sleep_->wake.wait(lock, [&] { return stop_.load() || changed(); });
     num_sleeping_.fetch_sub(1);
     return !stop_.load();
 }

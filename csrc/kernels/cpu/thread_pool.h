@@ -6,29 +6,36 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
 namespace latrt {
 
-// CPUs that this process may use: its affinity, cut to its cgroup's quota; at least 1.
+// CPUs that this process may use: its affinity, cut to its cgroups' quota; at least 1.
 int allowed_threads();
+
+// The least quota, in CPUs, of this process' cgroup and those above it, of version 1 or 2; 0 where
+// there is none. `root` stands before /proc and /sys.
+double cgroup_cpus(const std::string& root = "");
 
 // `run` may be called from several threads, and from a task: who finds the workers busy does its
 // tasks alone, so that no call waits for another and no more threads run than were asked for.
 // A call is over when its tasks are done, not when every worker has woken: a worker that the
-// system keeps from running delays nobody, unless it holds a task.
+// system keeps from running delays nobody, unless it holds a task. In a forked child, which has no
+// workers, the caller does all tasks.
 class ThreadPool {
  public:
     using Task = void (*)(void* context, int task, int thread);
 
-    // `num_threads` counts the caller; below 1: `allowed_threads()`.
+    // `num_threads` counts the caller; below 1: `allowed_threads()`. Throws std::system_error where
+    // the system has no more threads.
     explicit ThreadPool(int num_threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    // The pool of that size, shared by all who hold it.
+    // The pool of that size, shared by all of a process who hold it.
     static std::shared_ptr<ThreadPool> shared(int num_threads);
 
     int num_threads() const { return num_threads_; }
@@ -50,6 +57,13 @@ class ThreadPool {
     }
 
  private:
+    struct Sleep {
+        std::mutex mutex;
+        std::condition_variable wake;
+    };
+
+    bool forked() const;
+    void join_workers();
     void work(int thread);
     void take_tasks(int thread);
     // Until a call newer than `generation` is open, which is then its number; false at the end.
@@ -58,7 +72,7 @@ class ThreadPool {
     int num_threads_;
     std::vector<std::thread> workers_;
     std::atomic<bool> running_{false};
-    long owner_pid_;
+    unsigned num_forks_;
 
     // High half: number of the call. Low half: its next task, or kClosed.
     std::atomic<uint64_t> ticket_;
@@ -68,8 +82,7 @@ class ThreadPool {
     std::atomic<uint32_t> num_done_{0};
     std::atomic<bool> stop_{false};
 
-    std::mutex sleep_mutex_;
-    std::condition_variable wake_;
+    std::unique_ptr<Sleep> sleep_;
     std::atomic<int> num_sleeping_{0};
 };
 
