@@ -41,9 +41,14 @@ def file_below(directory: Path, name: str, field: str = "image") -> Path:
     """The existing file of that name below `directory`. Raises RowError."""
     path = directory / name
     root = directory.resolve()
-    if not path.resolve().is_relative_to(root):
+    try:
+        inside, there = path.resolve().is_relative_to(root), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, no text, links in a circle
+        reason = error.strerror if isinstance(error, OSError) else "no name of a file"
+        raise RowError(f"{field}: {name[:80]!r}: {reason}") from None
+    if not inside:
         raise RowError(f"{field}: {name[:80]!r} leads out of {directory}")
-    if not path.is_file():
+    if not there:
         raise RowError(f"{field}: no file {name[:80]!r} in {directory}")
     return path
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,13 +43,16 @@ class Item:
 
     @property
     def sha256(self) -> str:
-        """Tells this question from any other: ids, text, right answer and encoded images."""
+        """Tells this question from any other: ids, text, right answer and encoded images.
+
+        A file counts with its content, whatever its name, and is read once unless it changes.
+        """
         digest = hashlib.sha256()
         said = [self.id, self.unit, self.category, *self.parts, self.expected, self.stamp]
         digest.update(json.dumps(said).encode())
         for image in self.images:
             if isinstance(image, Path):
-                digest.update(image.name.encode())
+                digest.update(_file_sha256(image))
             elif isinstance(image, (bytes, bytearray, memoryview)):
                 digest.update(hashlib.sha256(image).digest())
         return digest.hexdigest()
@@ -64,6 +68,21 @@ class Item:
             elif part:
                 parts.append({"type": "text", "text": part})
         return [{"role": "user", "content": parts}]
+
+
+def _file_sha256(path: Path) -> bytes:
+    """Of the content; b'' if the file cannot be read, which asking the question reports."""
+    try:
+        status = path.stat()
+        return _content_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return b""
+
+
+@lru_cache(maxsize=1 << 16)
+def _content_sha256(path: Path, *version: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from la_trt.events import Result
-from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import (
     FAMILIES,
     Sample,
@@ -158,38 +155,3 @@ def _scores(samples: Sequence[Sample], answers: Sequence[Answer]) -> dict[str, A
     if described:
         scores["chair"] = asdict(chair_metrics(described))
     return scores
-
-
-def to_markdown(reports: Sequence[Report]) -> str:
-    """A table with a row a report: accuracy in percent with 95 % intervals, POPE, CHAIR."""
-    assert reports, "to_markdown: expected at least one report"
-    families = list(reports[0].scores["accuracy"])
-    head = ["split", "policy", *families, "format", "POPE F1", "CHAIRi", "CHAIRs", "recall"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for report in reports:
-        scores = report.scores
-        cells = [report.split, report.policy]
-        for name in families:
-            value = scores["accuracy"][name]
-            cells.append(f"{_pct(value['mean'])} ({_pct(value['low'])}-{_pct(value['high'])})")
-        cells += [_pct(scores["format_frac"]), _pct(scores.get("pope_f1_mean"))]
-        described: Mapping[str, float] = scores.get("chair", {})
-        cells += [_pct(described.get(key)) for key in ("chair_i", "chair_s", "recall")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _pct(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def write_reports(reports: Sequence[Report], path: Path, *, answers: bool = True) -> None:
-    """Nothing; replaces `path` (JSON) and the table beside it (.md), each whole."""
-    values = [asdict(r if answers else replace(r, answers=())) for r in reports]
-    texts = {
-        path: json.dumps(values, indent=1) + "\n",
-        path.with_suffix(".md"): to_markdown(reports),
-    }
-    for place, text in texts.items():
-        with atomic_file(place) as file:
-            file.write(text.encode())

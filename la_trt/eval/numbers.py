@@ -9,19 +9,27 @@ _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d+)?"
 )
 _TOKEN = re.compile(r"\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|\\[a-z]+|[-+*/^(){},]")
+_GROUPS = re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))")
+_MIXED = re.compile(r"(?<![\w.^)}])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 _MAX_LENGTH = 200
+_MAX_TEXT = 2000
 _MAX_POWER = 64
 
 
 def numbers_in(text: str) -> list[float]:
     """The numbers of a text in order: signs, thousands separators, decimals, exponents."""
     found = []
-    for match in _NUMBER.finditer(text):
+    for match in _NUMBER.finditer(without_groups(text)):
         if match[0] and any(c.isdigit() for c in match[0]):
             value = float(match[0].replace(",", ""))
             if math.isfinite(value):
                 found.append(value)
     return found
+
+
+def without_groups(text: str) -> str:
+    """The text with `1{,}200`, LaTeX's thousands separator, as `1200`."""
+    return _GROUPS.sub("", text)
 
 
 def same_number(said: float, right: float) -> bool:
@@ -37,10 +45,14 @@ def value_of(text: str) -> float | None:
     r"""The value of a number or an expression such as `\frac{3\sqrt{2}}{4}`, None if it is none.
 
     Understood: + - * / ^, brackets, `\frac`, `\sqrt`, `\pi`, `\times`, `\cdot`, juxtaposition,
-    a percent or degree sign (dropped), `x = ...` (the right side counts). Nothing is executed.
+    a percent or degree sign (dropped), `x = ...` (the right side counts). A whole number before a
+    proper fraction of whole numbers is added to it. Nothing is executed.
     """
+    text = text.strip()
+    if len(text) > _MAX_TEXT or re.search(r"\d\s+\d", text):
+        return None
     source = _prepared(text)
-    if re.search(r"\d\s+\d", text.strip()) or not source or len(source) > _MAX_LENGTH:
+    if not source or len(source) > _MAX_LENGTH:
         return None
     tokens = _TOKEN.findall(source)
     if "".join(tokens) != source:
@@ -59,13 +71,19 @@ def _prepared(text: str) -> str:
     text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|°|\\?%|\\?\$|\\\(|\\\)", "", text)
     text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", without_groups(text))
     text = text.replace("\\cdot", "*").replace("\\times", "*").replace("\\div", "/")
     text = text.replace("√", "\\sqrt ").replace("π", "\\pi ").replace("×", "*").replace("−", "-")
     text = re.sub(r"(?<![\\a-z])(sqrt|pi)(?![a-z])", r"\\\1", text)
     # `\sqrt2`, `\pi r`: a space ends a command, elsewhere it means nothing.
     text = re.sub(r"(\\[a-z]+)\s+", r"\1", text.strip().rstrip("."))
-    return re.sub(r"\s+", "", text)
+    return _MIXED.sub(_sum_of_mixed, re.sub(r"\s+", "", text))
+
+
+def _sum_of_mixed(match: re.Match[str]) -> str:
+    whole, above, below = match.groups()
+    proper = int(above) < int(below)
+    return rf"({whole}+\frac{{{above}}}{{{below}}})" if proper else match[0]
 
 
 class _Expression:

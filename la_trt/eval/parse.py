@@ -8,14 +8,20 @@ from collections.abc import Mapping
 
 from la_trt.tags import ALL_TAGS, conclusion
 
-_BOXED = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
+# For texts with single spaces: `\s*` beside `\s*` would take cubic time.
+_START = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]|,(?! ?[A-J]\b)|$)")
+_EXPLAINED = re.compile(
+    r"([A-Z]) (?:[-\u2013\u2014] (?![A-J]\b)|(?:as|because|since|which)\b"
+    r"|is (?:the )?(?:answer\b|correct\b(?!\?)|(?:best|right)(?: answer| choice| option|[.,;!]|$)))"
+)
 _ANSWER_IS = re.compile(
-    r"(?i:answer|option|choice)\s*(?:is|:|=|would be)?\s*:?\s*\**\s*[(\[]?([A-Z])(?![A-Za-z])[)\]]?"
+    r"(?i:answer|option|choice) ?(?:is|:|=|would be)? ?:? ?\** ?[(\[]?([A-Z])(?![A-Za-z])[)\]]?"
 )
 _BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
 _ALONE = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
 # A capital A before a small letter is the article, unless a reason or another letter follows.
-_ARTICLE = re.compile(r"\bA(?=\s+(?!(?:and|or|is|since|because|as|for|which|given)\b)[a-z])")
+_ARTICLE = re.compile(r"\bA (?!(?:and|or|is|since|because|as|for|which|given)\b)(?=[a-z])")
 _NO = {"no", "not", "isn't", "aren't", "doesn't", "don't", "cannot", "can't", "none"}
 
 
@@ -49,16 +55,20 @@ def yes_no(answer: str) -> str:
 def choice(answer: str, options: Mapping[str, str]) -> str:
     """The letter that the answer chooses among `options` (letter -> text), '' if none is clear.
 
-    In this order: a boxed answer is read alone; the letter alone (`B`, `(B)`, `B. text`); the
-    last `answer is B`; the one letter in brackets; the one option whose text the answer is or
-    contains; the one letter that stands alone. Two candidates at one stage are no choice.
+    In this order: a boxed answer is read alone; the letter that it begins with (`B` alone on its
+    line, `(B)`, `B. text`, `B is correct`, `B because`); the last `answer is B`; the one letter in
+    brackets; the one option whose text the answer is or contains; the one letter that stands
+    alone. Two candidates at one stage are no choice.
     """
-    answer = boxed(answer) or answer.strip()
-    answer = answer.replace("**", "").strip()
-    start = re.match(r"[(\[]?([A-Za-z])(?:[)\].:]|,(?!\s*[A-J]\b)|\s*$)", answer)
+    answer = (boxed(answer) or answer).replace("**", "").strip()
+    lines = [line.strip().upper() for line in answer.splitlines()]
+    if lines and lines[0] in options and len(set(lines) & set(options)) == 1:
+        return lines[0]
+    answer = " ".join(answer.split())
+    start = _START.match(answer) or _EXPLAINED.match(answer)
     if start and start[1].upper() in options:
         return start[1].upper()
-    answer = _ARTICLE.sub(" ", answer)
+    answer = _ARTICLE.sub("", answer)
     named = [letter for letter in _ANSWER_IS.findall(answer) if letter in options]
     if named:
         return str(named[-1])
@@ -106,10 +116,13 @@ def plain(text: str) -> str:
 
 def boxed(text: str) -> str:
     r"""The content of the last complete `\boxed{...}`, '' if there is none."""
-    for match in reversed(list(_BOXED.finditer(text))):
-        depth = 1
-        for index in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if depth == 0:
-                return text[match.end() : index].strip()
-    return ""
+    opened: list[re.Match[str]] = []
+    start = end = 0
+    for match in _BRACE.finditer(text):
+        if match[0] != "}":
+            opened.append(match)
+        elif opened:
+            brace = opened.pop()
+            if brace[0] != "{" and brace.end() > start:
+                start, end = brace.end(), match.start()
+    return text[start:end].strip()

@@ -109,7 +109,8 @@ def _check_answers(run: Run, items: Sequence[Item]) -> None:
 
 
 def _own_stream(options: GenerationOptions, item: Item) -> GenerationOptions:
-    digest = hashlib.sha256(f"{options.sampling.seed} {item.id}".encode()).digest()
+    text = f"{options.sampling.seed} {item.id}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     seed = int.from_bytes(digest[:8], "big") >> 1
     return replace(options, sampling=replace(options.sampling, seed=seed))
 

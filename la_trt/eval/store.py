@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from la_trt.errors import InputError, MachineError, UsageError
-from la_trt.files.atomic import atomic_file
+from la_trt.files.atomic import atomic_file, write_errors
 from la_trt.files.strict_json import parse_json
 
 RUN, ANSWERS, REPORT, TABLE = "run.json", "answers.jsonl", "report.json", "report.md"
@@ -37,17 +37,18 @@ class Run:
     def append(self, record: Mapping[str, Any]) -> None:
         """Nothing; the record is on disk when this returns."""
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        data = line.encode("utf-8", "replace")
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        os.fsync(self._descriptor)
+        data = line.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON escapes it
+        with write_errors(self.path / ANSWERS):
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
         self.answers[str(record["id"])] = dict(record)
 
     def write_report(self, report: Mapping[str, Any], table: str) -> None:
         """Nothing; both reports replaced, each whole."""
         write_json(self.path / REPORT, report)
         with atomic_file(self.path / TABLE) as file:
-            file.write(table.encode())
+            file.write(table.encode("utf-8", "replace"))
 
     def close(self) -> None:
         """Nothing; no more answers after this."""

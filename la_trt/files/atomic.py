@@ -27,6 +27,8 @@ from la_trt.errors import MachineError
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (*_FULL, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -42,14 +44,15 @@ def atomic_directory(path: str | Path, *, marker: str | None = None) -> Iterator
     staging = target.with_name(f".{target.name}.staging")
     previous = target.with_name(f".{target.name}.previous")
     with _lock(target):
-        with _os_errors(target):
+        with write_errors(target):
             _recover(target, previous)
             _remove(staging)
             _check_replaceable(target, marker)
             os.mkdir(staging)
         try:
-            yield staging
-            with _os_errors(target):
+            with _nameless_errors(target):
+                yield staging
+            with write_errors(target):
                 fsync_tree(staging)
                 _check_replaceable(target, marker)
                 _publish(staging, target, previous)
@@ -65,7 +68,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     removed by the next call for the same path. Raises MachineError (E_WRITE).
     """
     target = _target(path)
-    with _os_errors(target):
+    with write_errors(target):
         if target.is_dir():
             raise MachineError(
                 f"{target}: is a directory\ngive the path of a file", name="E_OUTPUT_EXISTS"
@@ -73,9 +76,9 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         _remove_dead_files(target)
         file, temporary = _temporary(target)
     try:
-        with file:
+        with _nameless_errors(target), file:
             yield file
-            with _os_errors(target):
+            with write_errors(target):
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(temporary, target)
@@ -98,21 +101,33 @@ def _target(path: str | Path) -> Path:
     target = Path(os.path.abspath(path))
     if not target.name:
         raise MachineError(f"{path}: cannot be replaced\nchoose another output", name="E_OUTPUT")
-    with _os_errors(target):
+    with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
 
 @contextlib.contextmanager
-def _os_errors(target: Path) -> Iterator[None]:
+def write_errors(target: Path) -> Iterator[None]:
+    """A block that writes `target` alone. Raises MachineError (E_WRITE), which names it."""
     try:
         yield
     except OSError as problem:
         _refuse_write(target, problem)
 
 
+@contextlib.contextmanager
+def _nameless_errors(target: Path) -> Iterator[None]:
+    """Of a block that does other things too, the disk's errors which name no file."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.filename is not None or problem.errno not in _DISK:
+            raise
+        _refuse_write(target, problem)
+
+
 def _refuse_write(target: Path, problem: OSError) -> NoReturn:
-    todo = "free space there" if problem.errno == errno.ENOSPC else "check its permissions"
+    todo = "free space there" if problem.errno in _FULL else "check its permissions"
     raise MachineError(
         f"{target}: cannot be written ({problem.strerror or problem})\n"
         f"{todo}, or choose another output",
@@ -130,7 +145,7 @@ def _lock(target: Path) -> Iterator[None]:
     path = target.with_name(f".{target.name}.lock")
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        with _os_errors(target):
+        with write_errors(target):
             descriptor = os.open(path, flags, 0o644)
             if _try_lock(descriptor):
                 if _is_at(descriptor, path):

@@ -9,6 +9,7 @@ one is not overlooked.
 from __future__ import annotations
 
 import hashlib
+import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,7 +195,8 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= sys.float_info.max
 
 
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -143,13 +143,18 @@ def test_mmbench_bad_rows(tmp_path: Path, encoded: str) -> None:
         {**good, "index": 11, "B": ""},
         {**good, "index": 12, "image": "99"},
         {**good, "index": 13, "question": ""},
+        {**good, "index": "1" * 5000},
+        {**good, "index": 14, "image": "1" * 5000},
     ]
     loaded = MMBench().load(DataSource(data=tsv(tmp_path / "m.tsv", rows)))
     assert len(loaded.items) == 2
     reasons = [row.reason for row in loaded.bad_rows]
-    assert [row.where for row in loaded.bad_rows] == [f"m.tsv row {n}" for n in range(2, 9)]
+    assert [row.where for row in loaded.bad_rows] == [f"m.tsv row {n}" for n in range(2, 11)]
     for part, reason in zip(
-        ("twice", "number", "no answer", "none of", "fewer", "row 99", "no question"),
+        (
+            *("twice", "number", "no answer", "none of", "fewer", "row 99", "no question"),
+            *("number", "row 11111"),
+        ),
         reasons,
         strict=True,
     ):
@@ -286,6 +291,8 @@ def test_mathvision_by_hand(tmp_path: Path) -> None:
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert (found["accuracy, level 1"], found["accuracy, level 5"]) == (1.0, 0.5)
     assert (found["accuracy, counting"], found["accuracy, algebra"]) == (1.0, 0.5)
+    odd = lines(tmp_path / "odd.jsonl", [vision_row(1, level="1" * 5000)])
+    assert MathVision().load(DataSource(data=odd)).items[0].detail["level"] not in range(1, 6)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +317,12 @@ def test_mathvision_by_hand(tmp_path: Path) -> None:
         ("Monday", "Tuesday", False),
         ("", "12", False),
         ("A", "12", False),
+        ("1{,}200", "1200", True),
+        ("(1{,}200, 5)", "(1200,5)", True),
+        (r"5\frac{1}{2}", "5.5", True),
+        (r"5\frac{1}{2}", "2.5", False),
+        ("$ [1.0, 2] $", "(1,2)", True),
+        (", ".join(["1.0"] * 51), ",".join(["1"] * 51), False),
     ],
 )
 def test_mathvision_free_answers(said: str, right: str, expected: bool) -> None:

@@ -83,6 +83,22 @@ def test_yes_no(text: str, expected: str) -> None:
         ("\\boxed{\\text{B}}", "B"),
         ("Both A and C", ""),
         ("", ""),
+        ("B\nThe ball is not red.", "B"),
+        ("B\n\nExplanation: the ball next to the red one.", "B"),
+        ("**B**\nThe red one is behind it.", "B"),
+        ("b \r\nnot red", "B"),
+        ("A\nB", ""),
+        ("B is correct. The ball is not red.", "B"),
+        ("B is the right answer, not red", "B"),
+        ("B is right of the red ball", "A"),
+        ("B because it is not red", "B"),
+        ("B - the other ball is red", "B"),
+        ("B - A", ""),
+        ("B is red", "A"),
+        ("A ball is red", "A"),
+        ("A ball is dark blue.\nA cube is not.", "B"),
+        ("A given ball is dark blue", "B"),
+        ("The answer\n is:\n\n B", "B"),
     ],
 )
 def test_choice(text: str, expected: str) -> None:
@@ -93,6 +109,9 @@ def test_boxed() -> None:
     assert boxed(r"\boxed{1} then \boxed{\frac{1}{2}}") == r"\frac{1}{2}"
     assert boxed(r"\boxed{1} then \boxed{2") == "1"
     assert boxed("none") == ""
+    assert boxed(r"} \boxed {1 \boxed{2} 3}") == "2"
+    assert boxed(r"\boxed{1 \boxed{2}") == "2"
+    assert boxed(r"\boxed{1} {\boxed{2} \boxed{3") == "2"
 
 
 def test_plain() -> None:
@@ -126,6 +145,17 @@ def test_plain() -> None:
         ("1e3", 1000.0),
         ("5.", 5.0),
         (r"\left(3+1\right)", 4.0),
+        ("1{,}200", 1200.0),
+        ("1{,}234{,}567.5", 1234567.5),
+        (r"5\frac{1}{2}", 5.5),
+        (r"5 \dfrac{1}{2}", 5.5),
+        (r"-5\tfrac12", -5.5),
+        (r"2 \times 5\frac{10}{20}", 11.0),
+        (r"5\frac{3}{2}", 7.5),
+        (r"5\frac{\pi}{2}", 2.5 * math.pi),
+        (r"2^5\frac{1}{2}", 16.0),
+        (r"\sqrt4\frac{1}{2}", 1.0),
+        (r"x\text{ is }=" + " " * 1000 + "7", 7.0),
     ],
 )
 def test_values(text: str, expected: float) -> None:
@@ -152,6 +182,8 @@ def test_values(text: str, expected: float) -> None:
         "__import__('os')",
         "1;2",
         "3, 4",
+        r"5\frac{0}{0}",
+        r"\text{" + "a" * 2000 + "}7",
         "\\",
         "^",
     ],
@@ -163,6 +195,7 @@ def test_no_values(text: str) -> None:
 def test_numbers_in_text() -> None:
     assert numbers_in("from 1,234 to -5.5, .25 and 3e2; 5-3") == [1234, -5.5, 0.25, 300, 5, 3]
     assert numbers_in("x2 and none") == []
+    assert numbers_in("1{,}200 of {1,200}") == [1200, 1200]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,10 @@ def test_images(tmp_path: Path) -> None:
         ("../a.png", "leads out"),
         ("/etc/hostname", "leads out"),
         ("x" * 300 + "!", "neither"),
+        ("\u56fe" * 100 + ".png", "File name too long"),
+        ("a\0.png", "no name of a file"),
+        ("a\ud800.png", "no name of a file"),
+        ("circle.png", "no name of a file"),
         ("data:image/png;base64,****", "neither"),
         ("data:image/png;base64,", "empty"),
         ({"path": None}, "no image"),
@@ -196,6 +200,7 @@ def test_images(tmp_path: Path) -> None:
 def test_bad_images(tmp_path: Path, value: Any, part: str) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "circle.png").symlink_to("circle.png")
     with pytest.raises(RowError, match=part):
         image_of(value, tmp_path / "in")
 

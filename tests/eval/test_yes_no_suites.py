@@ -158,6 +158,15 @@ def test_mme_by_hand(tmp_path: Path) -> None:
     assert report_of(Mme(), loaded, reply)["num_units"] == 4
 
 
+def test_mme_names_that_no_file_can_have(tmp_path: Path) -> None:
+    mme_files(tmp_path)
+    rows = "".join(f"{name}\tIs it?\tYes\n" for name in ("x" * 300, "a\0.jpg"))
+    (tmp_path / "OCR.txt").write_text(rows + (tmp_path / "OCR.txt").read_text())
+    loaded = Mme().load(DataSource(data=tmp_path))
+    assert [row.where for row in loaded.bad_rows] == ["OCR.txt row 1", "OCR.txt row 2"]
+    assert len(loaded.items) == 8
+
+
 def test_mme_all_right_is_200_each(tmp_path: Path) -> None:
     loaded = Mme().load(DataSource(data=mme_files(tmp_path)))
     found = values_of(Mme(), loaded, lambda item: item.expected)

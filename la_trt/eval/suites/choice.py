@@ -30,6 +30,7 @@ LETTERS = "ABCDEFGHIJ"
 _INSTRUCTION = "Please select the correct answer from the options above."
 _SPELT = re.compile(r"(?:^|[\s,])\(?([A-J])[:.)]\s*")
 _ROTATION = 1_000_000
+_MAX_DIGITS = 18
 
 
 def accuracy_metrics(categories: Sequence[str], name: str = "accuracy") -> list[Metric]:
@@ -239,11 +240,11 @@ def _question(
     where: str, row: Mapping[str, Any], directory: Path, images: dict[int, Path | bytes]
 ) -> _Question:
     raw = text_of(row, "index")
-    if not raw.isdecimal():
+    if not raw.isdecimal() or len(raw) > _MAX_DIGITS:
         raise RowError(f"index {raw[:40]!r}, expected a number")
     index, image = int(raw), row.get("image")
     refers = isinstance(image, (str, int)) and str(image).strip().isdecimal()
-    if refers and int(str(image)) not in images:
+    if refers and (len(str(image).strip()) > _MAX_DIGITS or int(str(image)) not in images):
         raise RowError(f"image: refers to row {str(image)[:20]}, which did not come before")
     images[index] = images[int(str(image))] if refers else image_of(image, directory)
     question, hint = text_of(row, "question"), text_of(row, "hint")

@@ -17,7 +17,7 @@ from typing import Any
 
 from la_trt.eval.images import image_of
 from la_trt.eval.items import IMAGE, DataSource, Item, Loaded, Score, single
-from la_trt.eval.numbers import numbers_in, same_number, value_of
+from la_trt.eval.numbers import numbers_in, same_number, value_of, without_groups
 from la_trt.eval.parse import boxed, final_answer
 from la_trt.eval.rows import RowError, data_files, list_of, read_items, text_of
 from la_trt.eval.stats import Metric
@@ -27,6 +27,7 @@ _CHOOSE = "Solve the problem and answer with the option's letter."
 _FREE = "Solve the problem and answer with the result alone."
 _MARK = re.compile(r"<image(\d)>")
 _LEVELS = 5
+_MAX_PARTS = 50
 
 
 class MathVision:
@@ -87,7 +88,7 @@ def _item(row: Mapping[str, Any], path: Path, source: DataSource) -> Item:
         body, instruction = question, _FREE
     if source.instruction is not None:
         instruction = source.instruction
-    level = text_of(row, "level")
+    level = text_of(row, "level")[:9]
     decoded = row.get("decoded_image")
     image = image_of(decoded or row.get("image"), source.images or path.parent)
     text = _MARK.sub(" ", f"{body}\n{instruction}".strip())
@@ -128,12 +129,12 @@ def _values(text: str) -> list[float] | None:
     whole = value_of(text)
     if whole is not None:
         return [whole]
-    inner = re.fullmatch(r"\s*\$?\s*[(\[{]?(.*?)[)\]}]?\s*\$?\s*", text, re.DOTALL)
-    parts = inner[1].split(",") if inner else []
-    values = [value_of(part) for part in parts]
-    if len(parts) < 2 or any(value is None for value in values):
+    inner = text.strip().removeprefix("$").removesuffix("$").strip()
+    parts = without_groups(re.sub(r"^[(\[{]|[)\]}]$", "", inner)).split(",")
+    if not 2 <= len(parts) <= _MAX_PARTS:
         return None
-    return [value for value in values if value is not None]
+    values = [value for part in parts if (value := value_of(part)) is not None]
+    return values if len(values) == len(parts) else None
 
 
 def _bare(text: str) -> str:

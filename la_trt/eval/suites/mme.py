@@ -14,6 +14,7 @@ understands a sentence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,7 @@ def _line_maker(path: Path, line: str, source: DataSource) -> Callable[[], Any]:
             name, question, answer = cells
             subtask = path.stem
             root = source.images or path.parent
-            inner = next(
-                (d for d in (f"{subtask}/images", subtask) if (root / d / name).is_file()), ""
-            )
+            inner = next((d for d in (f"{subtask}/images", subtask) if isfile(root / d / name)), "")
             return subtask, name, question, answer, file_below(root, f"{inner}/{name}".lstrip("/"))
         if len(cells) == 2:
             subtask = next((p.name for p in path.parents if p.name.lower() in _SUBTASKS), "")
