@@ -53,9 +53,10 @@ demo: $(VENV)/.run ## build the shipped model, ask about a picture, draw heat ma
 test: $(VENV)/.test ## run every test
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
-lint: $(VENV)/.check ## ruff: rules and format
+lint: $(VENV)/.check ## rules and format: ruff, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 types: $(VENV)/.check ## mypy, strict
 	$(BIN)/mypy

@@ -68,10 +68,14 @@ struct Shapes {
 
 cuda::KvType kv_type_of(DataType type) {
     switch (type) {
-        case DataType::kINT8: return cuda::KvType::int8;
-        case DataType::kFP8: return cuda::KvType::e4m3;
-        case DataType::kBF16: return cuda::KvType::bf16;
-        default: return cuda::KvType::f16;
+        case DataType::kINT8:
+            return cuda::KvType::int8;
+        case DataType::kFP8:
+            return cuda::KvType::e4m3;
+        case DataType::kBF16:
+            return cuda::KvType::bf16;
+        default:
+            return cuda::KvType::f16;
     }
 }
 
@@ -163,24 +167,33 @@ bool Attention::supportsFormatCombination(int32_t position, DynamicDescs descs, 
     const DataType act = descs[kQuery].desc.type, cache = descs[kPastKey].desc.type;
     if (position >= num_inputs) {
         switch (position - num_inputs) {
-            case kY: return desc.type == act;
+            case kY:
+                return desc.type == act;
             case kPresentKey:
-            case kPresentValue: return desc.type == cache;
-            default: return desc.type == DataType::kFLOAT;
+            case kPresentValue:
+                return desc.type == cache;
+            default:
+                return desc.type == DataType::kFLOAT;
         }
     }
     switch (position) {
-        case kQuery: return act == DataType::kHALF || act == DataType::kBF16;
+        case kQuery:
+            return act == DataType::kHALF || act == DataType::kBF16;
         case kKey:
-        case kValue: return desc.type == act;
+        case kValue:
+            return desc.type == act;
         case kPastKey:
             return codes_ ? cache == DataType::kINT8 || cache == DataType::kFP8 : cache == act;
-        case kPastValue: return desc.type == cache;
+        case kPastValue:
+            return desc.type == cache;
         case kLast:
         case kAppended:
-        case kTotal: return desc.type == DataType::kINT32;
-        case kIndex: return desc.type == DataType::kINT64;
-        default: return desc.type == DataType::kFLOAT;
+        case kTotal:
+            return desc.type == DataType::kINT32;
+        case kIndex:
+            return desc.type == DataType::kINT64;
+        default:
+            return desc.type == DataType::kFLOAT;
     }
 }
 

@@ -1,5 +1,5 @@
-// VisualAttention, VisualAttentionOfCodes and CausalAttention: the nodes of decoder.onnx that need a
-// kernel of ours.
+// VisualAttention, VisualAttentionOfCodes and CausalAttention: the nodes of decoder.onnx that need
+// a kernel of ours.
 //
 // Inputs, as the model-local functions in build_engines/functions.py and attention_codes.py name
 // them:

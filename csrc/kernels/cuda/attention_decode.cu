@@ -6,10 +6,10 @@ namespace latrt::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kWarpKeys = 16;                  // keys of a warp's tile: rows of an mma
-constexpr int kStepKeys = kWarps * kWarpKeys;  // keys of a block's step
-constexpr int kHeads = 8;                      // query heads of a block: columns of an mma
-constexpr int kKeptSteps = 4;                  // steps whose scores are kept before they are
+constexpr int kWarpKeys = 16;                      // keys of a warp's tile: rows of an mma
+constexpr int kStepKeys = kWarps * kWarpKeys;      // keys of a block's step
+constexpr int kHeads = 8;                          // query heads of a block: columns of an mma
+constexpr int kKeptSteps = 4;                      // steps whose scores are kept before they are
 constexpr int kKeptKeys = kKeptSteps * kStepKeys;  // written out
 constexpr int kKeptStride = kKeptKeys + 4;         // banks: four pairs of heads by eight keys
 
@@ -166,8 +166,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const Span span = span_of(p.sequences, b);
     if (span.query_len == 0) return;
-    const int64_t stat_row =
-        (static_cast<int64_t>(split) * gridDim.z + b) * p.num_heads + head;
+    const int64_t stat_row = (static_cast<int64_t>(split) * gridDim.z + b) * p.num_heads + head;
     const int share = keys_per_split(span.kv_len, partial.num_splits, kStepKeys);
     const int first = split * share;
     const int end = first + share < span.kv_len ? first + share : span.kv_len;
@@ -274,8 +273,7 @@ cudaError_t run(const AttentionDecodeParams& p, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>(partial.num_splits),
                     static_cast<unsigned>(p.cache.num_kv_heads * ceil_div(group, kHeads)),
                     static_cast<unsigned>(p.sequences.batch));
-    const size_t kept =
-        p.mass.visual_index == nullptr ? 0 : kHeads * kKeptStride * sizeof(float);
+    const size_t kept = p.mass.visual_index == nullptr ? 0 : kHeads * kKeptStride * sizeof(float);
     using Tile = WarpTile<Act, kType, kDim>;  // whose kBytes are not those of every device
     const int tile_bytes = copy_stages() * Tile::kStageBytes + Tile::kDecodedBytes;
     const size_t shared = kWarps * tile_bytes + kWarps * kHeads * sizeof(float2) + kept;
@@ -289,10 +287,14 @@ cudaError_t run(const AttentionDecodeParams& p, cudaStream_t stream) {
 template <class Act, KvType kType>
 cudaError_t run_type(const AttentionDecodeParams& p, cudaStream_t stream) {
     switch (p.cache.head_dim) {
-        case 64: return run<Act, kType, 64>(p, stream);
-        case 80: return run<Act, kType, 80>(p, stream);
-        case 128: return run<Act, kType, 128>(p, stream);
-        default: return cudaErrorInvalidValue;
+        case 64:
+            return run<Act, kType, 64>(p, stream);
+        case 80:
+            return run<Act, kType, 80>(p, stream);
+        case 128:
+            return run<Act, kType, 128>(p, stream);
+        default:
+            return cudaErrorInvalidValue;
     }
 }
 

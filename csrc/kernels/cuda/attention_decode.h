@@ -13,12 +13,12 @@ struct AttentionDecodeParams {
     KvCache cache;        // this step's K and V already written                  in
     Sequences sequences;  // max_query_len 1
     MassParams mass;
-    void* workspace;      // attention_decode_workspace(...) bytes                scratch
+    void* workspace;  // attention_decode_workspace(...) bytes                scratch
     ActType type;
-    int num_heads;        // H, a multiple of K
-    int num_sms;          // multiprocessors of the device
-    float scale;          // 1 / sqrt(D)
-    int64_t ldq, ldo;     // elements, multiples of 8
+    int num_heads;     // H, a multiple of K
+    int num_sms;       // multiprocessors of the device
+    float scale;       // 1 / sqrt(D)
+    int64_t ldq, ldo;  // elements, multiples of 8
 };
 
 // Bytes of workspace; depends on B, H, K, D, N, max_kv_len and num_sms alone.

@@ -127,8 +127,8 @@ __device__ inline void finish_mass(const Partial& partial, const MassParams& mas
     float sum = 0;
     if (position >= 0 && position < span.kv_len) {
         const int64_t at = partial.score_by_position ? position : n;
-        const float* score = partial.score +
-                             static_cast<int64_t>(b) * num_heads * partial.score_stride + at;
+        const float* score =
+            partial.score + static_cast<int64_t>(b) * num_heads * partial.score_stride + at;
         for (int head = 0; head < num_heads; ++head, score += partial.score_stride) {
             sum += exp2_fast(*score - log_total[head]);
         }
@@ -161,8 +161,9 @@ template <class Act>
 cudaError_t launch_finish(const Partial& partial, const Sequences& sequences,
                           const MassParams& mass, void* out, int64_t ldo, int num_heads, int dim,
                           cudaStream_t stream) {
-    const int blocks = (partial.out == nullptr ? 0 : partial.rows) +
-                       (mass.visual_index == nullptr ? 0 : ceil_div(mass.num_visual, kFinishThreads));
+    const int blocks =
+        (partial.out == nullptr ? 0 : partial.rows) +
+        (mass.visual_index == nullptr ? 0 : ceil_div(mass.num_visual, kFinishThreads));
     if (blocks == 0) return cudaSuccess;
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(sequences.batch));
     return launch(finish_attention<Act>, grid, dim3(kFinishThreads),

@@ -79,8 +79,9 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         if (partial.out != nullptr) {
             if (sums.top[i] != kMinusInfinity) write_partial<kDim>(sums, i, partial, stat_row);
         } else {
-            write_row<Act, kDim>(sums, i, static_cast<Act*>(p.out) +
-                                              (span.first_row + token[i]) * p.ldo + head[i] * kDim);
+            write_row<Act, kDim>(
+                sums, i,
+                static_cast<Act*>(p.out) + (span.first_row + token[i]) * p.ldo + head[i] * kDim);
         }
     }
 }
@@ -103,12 +104,10 @@ struct Layout {
 
 Layout workspace_layout(const AttentionPrefillParams& p) {
     const size_t splits = static_cast<size_t>(num_splits(p));
-    const size_t rows =
-        splits * p.sequences.batch * p.sequences.max_query_len * p.num_heads;
-    const size_t scores =
-        p.mass.num_visual == 0
-            ? 0
-            : static_cast<size_t>(p.sequences.batch) * p.num_heads * p.sequences.max_kv_len;
+    const size_t rows = splits * p.sequences.batch * p.sequences.max_query_len * p.num_heads;
+    const size_t scores = p.mass.num_visual == 0 ? 0
+                                                 : static_cast<size_t>(p.sequences.batch) *
+                                                       p.num_heads * p.sequences.max_kv_len;
     const size_t stat = splits == 1 ? 0 : rows * p.cache.head_dim * sizeof(float);
     const size_t score = stat + rows * sizeof(float2);
     return {stat, score, score + scores * sizeof(float)};
@@ -140,10 +139,14 @@ cudaError_t run(const AttentionPrefillParams& p, cudaStream_t stream) {
 template <class Act, KvType kType>
 cudaError_t run_type(const AttentionPrefillParams& p, cudaStream_t stream) {
     switch (p.cache.head_dim) {
-        case 64: return run<Act, kType, 64>(p, stream);
-        case 80: return run<Act, kType, 80>(p, stream);
-        case 128: return run<Act, kType, 128>(p, stream);
-        default: return cudaErrorInvalidValue;
+        case 64:
+            return run<Act, kType, 64>(p, stream);
+        case 80:
+            return run<Act, kType, 80>(p, stream);
+        case 128:
+            return run<Act, kType, 128>(p, stream);
+        default:
+            return cudaErrorInvalidValue;
     }
 }
 
@@ -162,8 +165,8 @@ size_t attention_prefill_workspace(const AttentionPrefillParams& p) {
 
 cudaError_t launch_attention_prefill(const AttentionPrefillParams& p, cudaStream_t stream) {
     if (p.sequences.batch == 0 || p.sequences.max_query_len == 0) return cudaSuccess;
-    if (p.num_heads % p.cache.num_kv_heads != 0 || p.sequences.max_kv_len < 1 ||
-        p.ldq % 8 != 0 || p.ldo % 8 != 0) {
+    if (p.num_heads % p.cache.num_kv_heads != 0 || p.sequences.max_kv_len < 1 || p.ldq % 8 != 0 ||
+        p.ldo % 8 != 0) {
         return cudaErrorInvalidValue;
     }
     if (!multiplies(p.type)) return cudaErrorNotSupported;

@@ -8,17 +8,17 @@
 namespace latrt::cuda {
 
 struct AttentionPrefillParams {
-    const void* q;        // (T, H, D), tokens `ldq` apart, rotated                       in
-    void* out;            // (T, H, D), tokens `ldo` apart; rows of no token untouched    out
-    KvCache cache;        // the chunk's K and V already written                          in
+    const void* q;  // (T, H, D), tokens `ldq` apart, rotated                       in
+    void* out;      // (T, H, D), tokens `ldo` apart; rows of no token untouched    out
+    KvCache cache;  // the chunk's K and V already written                          in
     Sequences sequences;
     MassParams mass;
-    void* workspace;      // attention_prefill_workspace(...) bytes                       scratch
+    void* workspace;  // attention_prefill_workspace(...) bytes                       scratch
     ActType type;
-    int num_heads;        // H, a multiple of K
-    int num_sms;          // multiprocessors of the device
-    float scale;          // 1 / sqrt(D)
-    int64_t ldq, ldo;     // elements, multiples of 8
+    int num_heads;     // H, a multiple of K
+    int num_sms;       // multiprocessors of the device
+    float scale;       // 1 / sqrt(D)
+    int64_t ldq, ldo;  // elements, multiples of 8
 };
 
 // Bytes of workspace; depends on B, S, H, K, D, N, max_kv_len and num_sms alone.

@@ -176,8 +176,8 @@ struct TileAttention {
     }
 
  private:
-    __device__ static void hide(float (&scores)[kTileKeys / 8][4], int key,
-                                const int (&limit)[2], int end) {
+    __device__ static void hide(float (&scores)[kTileKeys / 8][4], int key, const int (&limit)[2],
+                                int end) {
 #pragma unroll
         for (int n = 0; n < kTileKeys / 8; ++n) {
             for (int i = 0; i < 4; ++i) {

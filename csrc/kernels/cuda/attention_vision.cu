@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kTileThreads) attention_vision(AttentionVision
     const int window = blockIdx.z, head = blockIdx.y;
     const bool packed = p.cu_seqlens != nullptr;
     const int64_t start = packed ? p.cu_seqlens[window] : window * int64_t{p.max_len};
-    const int length = packed               ? p.cu_seqlens[window + 1] - p.cu_seqlens[window]
+    const int length = packed                ? p.cu_seqlens[window + 1] - p.cu_seqlens[window]
                        : p.length == nullptr ? p.max_len
                                              : p.length[window];
     if (static_cast<int>(blockIdx.x) * kTileRows >= length) return;
@@ -53,10 +53,14 @@ cudaError_t run(const AttentionVisionParams& p, cudaStream_t stream) {
 template <class Act>
 cudaError_t run_act(const AttentionVisionParams& p, cudaStream_t stream) {
     switch (p.head_dim) {
-        case 64: return run<Act, 64>(p, stream);
-        case 80: return run<Act, 80>(p, stream);
-        case 128: return run<Act, 128>(p, stream);
-        default: return cudaErrorInvalidValue;
+        case 64:
+            return run<Act, 64>(p, stream);
+        case 80:
+            return run<Act, 80>(p, stream);
+        case 128:
+            return run<Act, 128>(p, stream);
+        default:
+            return cudaErrorInvalidValue;
     }
 }
 

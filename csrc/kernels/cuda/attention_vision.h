@@ -14,10 +14,10 @@ struct AttentionVisionParams {
     const int32_t* cu_seqlens;  // (W + 1), or null: padded                                 in
     const int32_t* length;      // (W), or null: all S; padded only                         in
     ActType type;
-    int num_windows;            // W
-    int max_len;                // S, rows of the longest window
-    int num_heads, head_dim;    // H; D: 64, 80 or 128
-    float scale;                // 1 / sqrt(D)
+    int num_windows;             // W
+    int max_len;                 // S, rows of the longest window
+    int num_heads, head_dim;     // H; D: 64, 80 or 128
+    float scale;                 // 1 / sqrt(D)
     int64_t ldq, ldk, ldv, ldo;  // elements, multiples of 8
 };
 

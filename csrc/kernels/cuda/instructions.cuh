@@ -41,13 +41,12 @@ template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, const Args&... args) {
     if (shared_bytes > 48 * 1024) {
-        const cudaError_t error =
-            cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
+        const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                       static_cast<int>(shared_bytes));
         if (error != cudaSuccess) return error;
     }
-    kernel<<<grid, block, shared_bytes, stream>>>(args...);
+    kernel<<<grid, block, shared_bytes, stream> > >(args...);
     return cudaGetLastError();
 }
 

@@ -41,10 +41,14 @@ cudaError_t run(const KvReinjectParams& p, const Layers& layers, cudaStream_t st
                     static_cast<unsigned>(p.num_kv_heads), static_cast<unsigned>(p.num_layers));
     const dim3 block(kThreads);
     switch (p.head_dim) {
-        case 64: return launch(kv_reinject<Act, kType, 64>, grid, block, 0, stream, p, layers);
-        case 80: return launch(kv_reinject<Act, kType, 80>, grid, block, 0, stream, p, layers);
-        case 128: return launch(kv_reinject<Act, kType, 128>, grid, block, 0, stream, p, layers);
-        default: return cudaErrorInvalidValue;
+        case 64:
+            return launch(kv_reinject<Act, kType, 64>, grid, block, 0, stream, p, layers);
+        case 80:
+            return launch(kv_reinject<Act, kType, 80>, grid, block, 0, stream, p, layers);
+        case 128:
+            return launch(kv_reinject<Act, kType, 128>, grid, block, 0, stream, p, layers);
+        default:
+            return cudaErrorInvalidValue;
     }
 }
 
@@ -59,11 +63,16 @@ cudaError_t launch_kv_reinject(const KvReinjectParams& p, cudaStream_t stream) {
         if (is_codes(p.type)) layers.k_scale[i] = p.k_scale[i], layers.v_scale[i] = p.v_scale[i];
     }
     switch (p.type) {
-        case KvType::f16: return run<__half, KvType::f16>(p, layers, stream);
-        case KvType::bf16: return run<__nv_bfloat16, KvType::bf16>(p, layers, stream);
-        case KvType::int8: return run<__half, KvType::int8>(p, layers, stream);
-        case KvType::e4m3: return run<__half, KvType::e4m3>(p, layers, stream);
-        default: return cudaErrorInvalidValue;
+        case KvType::f16:
+            return run<__half, KvType::f16>(p, layers, stream);
+        case KvType::bf16:
+            return run<__nv_bfloat16, KvType::bf16>(p, layers, stream);
+        case KvType::int8:
+            return run<__half, KvType::int8>(p, layers, stream);
+        case KvType::e4m3:
+            return run<__half, KvType::e4m3>(p, layers, stream);
+        default:
+            return cudaErrorInvalidValue;
     }
 }
 

@@ -11,20 +11,20 @@ inline constexpr int kMaxReinjectLayers = 96;
 
 struct KvReinjectParams {
     // Host arrays of `num_layers` device pointers, as in KvCache; read before the call returns.
-    void* const* k;           // each (B, K, C, D)                            inout
-    void* const* v;           //                                              inout
-    float* const* k_scale;    // each (B, K, C); null for f16 and bf16        inout
-    float* const* v_scale;    //                                              inout
+    void* const* k;               // each (B, K, C, D)                            inout
+    void* const* v;               //                                              inout
+    float* const* k_scale;        // each (B, K, C); null for f16 and bf16        inout
+    float* const* v_scale;        //                                              inout
     const int64_t* source_index;  // (N) KV positions below `first`           in
-    const float* cos;         // (D/2) of the angles to rotate by             in
-    const float* sin;         // (D/2)                                        in
+    const float* cos;             // (D/2) of the angles to rotate by             in
+    const float* sin;             // (D/2)                                        in
     KvType type;
-    int num_layers;           // at most kMaxReinjectLayers
+    int num_layers;  // at most kMaxReinjectLayers
     int num_kv_heads, head_dim;
     int64_t batch_rows, head_rows;  // as in KvCache
-    int batch_index;          // the sequence b
-    int num_tokens;           // N
-    int first;                // position of the first copy; first + N <= C
+    int batch_index;                // the sequence b
+    int num_tokens;                 // N
+    int first;                      // position of the first copy; first + N <= C
 };
 
 cudaError_t launch_kv_reinject(const KvReinjectParams& p, cudaStream_t stream);

@@ -74,10 +74,14 @@ template <class Act, KvType kType>
 cudaError_t run_type(const RopeWriteKvParams& p, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>(p.num_tokens));
     switch (p.cache.head_dim) {
-        case 64: return launch(rope_write_kv<Act, kType, 64>, grid, dim3(kThreads), 0, stream, p);
-        case 80: return launch(rope_write_kv<Act, kType, 80>, grid, dim3(kThreads), 0, stream, p);
-        case 128: return launch(rope_write_kv<Act, kType, 128>, grid, dim3(kThreads), 0, stream, p);
-        default: return cudaErrorInvalidValue;
+        case 64:
+            return launch(rope_write_kv<Act, kType, 64>, grid, dim3(kThreads), 0, stream, p);
+        case 80:
+            return launch(rope_write_kv<Act, kType, 80>, grid, dim3(kThreads), 0, stream, p);
+        case 128:
+            return launch(rope_write_kv<Act, kType, 128>, grid, dim3(kThreads), 0, stream, p);
+        default:
+            return cudaErrorInvalidValue;
     }
 }
 

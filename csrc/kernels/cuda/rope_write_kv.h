@@ -20,7 +20,7 @@ struct RopeWriteKvParams {
     int num_tokens;               // T: rows of q, k and v, padding included
     int mrope_section[3];         // rotary pairs of each axis; sum D/2; with position_ids
     ActType type;
-    int num_heads;                // H; 0: k and v alone
+    int num_heads;                   // H; 0: k and v alone
     int64_t ldq, ldq_out, ldk, ldv;  // elements, multiples of 8
 };
 

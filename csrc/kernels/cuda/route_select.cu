@@ -22,10 +22,9 @@ __global__ void __launch_bounds__(kThreads) route_select(RouteSelectParams p) {
     auto* counts = reinterpret_cast<int*>(&shared + 1);
     const double* mass = p.mass + static_cast<int64_t>(blockIdx.x) * p.num_visual;
     int64_t* selected = p.selected + static_cast<int64_t>(blockIdx.x) * p.count;
-    const auto last = select_key<uint64_t>(
-        shared, static_cast<Weight>(p.count), [&](auto add) {
-            for (int i = threadIdx.x; i < p.num_visual; i += kThreads) add(mass_key(mass[i]), 1);
-        });
+    const auto last = select_key<uint64_t>(shared, static_cast<Weight>(p.count), [&](auto add) {
+        for (int i = threadIdx.x; i < p.num_visual; i += kThreads) add(mass_key(mass[i]), 1);
+    });
     const int num_equal = p.count - static_cast<int>(last.below);
     int above_before = 0, equal_before = 0;
     for (int first = 0; first < p.num_visual; first += kThreads) {

@@ -81,9 +81,10 @@ struct Cut {
 
 // The `top_k` nearest.
 __device__ Cut cut_by_count(const Row& row, int count, int top_k, Shared& shared) {
-    const auto found = select_key<Distance>(shared.select, static_cast<Weight>(top_k), [&](auto add) {
-        for (int i = threadIdx.x; i < count; i += kThreads) add(row.distance(i), 1);
-    });
+    const auto found =
+        select_key<Distance>(shared.select, static_cast<Weight>(top_k), [&](auto add) {
+            for (int i = threadIdx.x; i < count; i += kThreads) add(row.distance(i), 1);
+        });
     return {found.key, top_k - static_cast<int>(found.below)};
 }
 
@@ -218,7 +219,8 @@ __global__ void __launch_bounds__(kThreads, 1) sample(SampleParams p) {
         weight_before(row, count, cut.last, shared.total) + weight_of(cut.last) * cut.num_ties;
     if (top_p < 1) {
         cut = cut_by_weight(row, count, cut, total, top_p, shared);
-        total = weight_before(row, count, cut.last, shared.total) + weight_of(cut.last) * cut.num_ties;
+        total =
+            weight_before(row, count, cut.last, shared.total) + weight_of(cut.last) * cut.num_ties;
     }
     Weight drawn = static_cast<Weight>(p.uniform[b] * static_cast<double>(total));
     if (drawn >= total) drawn = total - 1;

@@ -40,7 +40,8 @@ __device__ Selected<Key> select_key(SelectShared& shared, Weight target, Visit v
         if (threadIdx.x == 0) {
             int bin = 0;
             Weight below = found.below;
-            while (bin < kBins - 1 && below + shared.bins[bin] < target) below += shared.bins[bin++];
+            while (bin < kBins - 1 && below + shared.bins[bin] < target)
+                below += shared.bins[bin++];
             shared.bin = bin;
             shared.below = below;
         }

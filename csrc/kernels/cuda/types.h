@@ -29,9 +29,9 @@ struct Sequences {
 
 // One layer's cache. A row is D contiguous elements; rows of successive positions are adjacent.
 struct KvCache {
-    void* k;                     // (B, K, C, D)                               inout
-    void* v;                     // (B, K, C, D)                               inout
-    float *k_scale, *v_scale;    // (B, K, C); null for f16 and bf16           inout
+    void* k;                   // (B, K, C, D)                               inout
+    void* v;                   // (B, K, C, D)                               inout
+    float *k_scale, *v_scale;  // (B, K, C); null for f16 and bf16           inout
     KvType type;
     int num_kv_heads, head_dim;  // K; D: 64, 80 or 128
     int capacity;                // C

@@ -27,8 +27,8 @@ class Buffer {
         base_ = static_cast<uint8_t*>(memory);
         if (failed) {
 #else
-        void* memory =
-            mmap(nullptr, pages_ + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* memory = mmap(nullptr, pages_ + page, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         base_ = static_cast<uint8_t*>(memory);
         if (memory == MAP_FAILED || mprotect(base_ + pages_, page, PROT_NONE) != 0) {
 #endif

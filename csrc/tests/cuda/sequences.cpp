@@ -19,8 +19,8 @@ AttentionCase::AttentionCase(uint64_t seed, int head_dim, int most_tokens, int m
         const bool idle = random.integer(0, 4) == 0;
         const int tokens = idle ? 0 : most_tokens == 1 ? 1 : random.size(most_tokens);
         query_len.push_back(tokens);
-        kv_len.push_back(std::min(most_keys, tokens + (random.bits() % 4 ? random.size(most_keys)
-                                                                         : 0)));
+        kv_len.push_back(
+            std::min(most_keys, tokens + (random.bits() % 4 ? random.size(most_keys) : 0)));
         longest = std::max(longest, tokens);
         most_kv = std::max(most_kv, kv_len.back());
     }
@@ -33,8 +33,8 @@ AttentionCase::AttentionCase(uint64_t seed, int head_dim, int most_tokens, int m
     std::vector<int32_t> cu(first_row.begin(), first_row.end());
     cu.push_back(num_rows);
     cu_seqlens = std::make_unique<Buffer<int32_t>>(cu);
-    query_lens = std::make_unique<Buffer<int32_t>>(
-        std::vector<int32_t>(query_len.begin(), query_len.end()));
+    query_lens =
+        std::make_unique<Buffer<int32_t>>(std::vector<int32_t>(query_len.begin(), query_len.end()));
     std::vector<int32_t> kv_less;
     for (int length : kv_len) kv_less.push_back(length - add);
     kv_lens = std::make_unique<Buffer<int32_t>>(kv_less);
@@ -77,8 +77,8 @@ AttentionCase::AttentionCase(uint64_t seed, int head_dim, int most_tokens, int m
     visual_index = std::make_unique<Buffer<int64_t>>(index);
     mass = std::make_unique<Buffer<float>>(index.size());
     char text[200];
-    std::snprintf(text, sizeof text, "seed %d B=%d H=%d K=%d D=%d %s kv %s N=%d %s sms=%d", int(seed),
-                  batch, num_heads, num_kv_heads, dim, name(type), name(kv), visual,
+    std::snprintf(text, sizeof text, "seed %d B=%d H=%d K=%d D=%d %s kv %s N=%d %s sms=%d",
+                  int(seed), batch, num_heads, num_kv_heads, dim, name(type), name(kv), visual,
                   packed ? "packed" : "padded", num_sms);
     what = text;
 }
@@ -87,7 +87,8 @@ void AttentionCase::check(const char* file, int line) const {
     for (int b = 0; b < sequences.batch; ++b) check_sequence(file, line, b);
     std::vector<bool> real(size_t(num_rows), false);
     for (int b = 0; b < sequences.batch; ++b) {
-        for (int t = 0; t < query_len[size_t(b)]; ++t) real[size_t(first_row[size_t(b)] + t)] = true;
+        for (int t = 0; t < query_len[size_t(b)]; ++t)
+            real[size_t(first_row[size_t(b)] + t)] = true;
     }
     for (int row = 0; row < num_rows; ++row) {
         if (!real[size_t(row)] && !out->untouched(size_t(row))) {
@@ -100,15 +101,17 @@ void AttentionCase::check(const char* file, int line) const {
 }
 
 void AttentionCase::check_sequence(const char* file, int line, int b) const {
-    const int tokens = query_len[size_t(b)], keys = kv_len[size_t(b)], group = num_heads / num_kv_heads;
-    const std::string here = what + " sequence " + std::to_string(b) + " S=" +
-                             std::to_string(tokens) + " keys=" + std::to_string(keys);
+    const int tokens = query_len[size_t(b)], keys = kv_len[size_t(b)],
+              group = num_heads / num_kv_heads;
+    const std::string here = what + " sequence " + std::to_string(b) +
+                             " S=" + std::to_string(tokens) + " keys=" + std::to_string(keys);
     std::vector<float> want_mass(size_t(keys), 0.0f);
     for (int kv_head = 0; kv_head < num_kv_heads && tokens > 0; ++kv_head) {
         reference::Attention a = {{}, {}, {}, tokens, group, dim, keys - tokens + 1, true};
         for (int t = 0; t < tokens; ++t) {
             for (int i = 0; i < group * dim; ++i) {
-                a.q.push_back(q->at(size_t(first_row[size_t(b)] + t), size_t(kv_head * group * dim + i)));
+                a.q.push_back(
+                    q->at(size_t(first_row[size_t(b)] + t), size_t(kv_head * group * dim + i)));
             }
         }
         for (int c = 0; c < keys; ++c) {
@@ -125,7 +128,8 @@ void AttentionCase::check_sequence(const char* file, int line, int b) const {
         for (int t = 0; t < tokens; ++t) {
             for (int i = 0; i < group * dim; ++i) {
                 const size_t at = got.size();
-                got.push_back(out->at(size_t(first_row[size_t(b)] + t), size_t(kv_head * group * dim + i)));
+                got.push_back(
+                    out->at(size_t(first_row[size_t(b)] + t), size_t(kv_head * group * dim + i)));
                 // Probabilities are rounded once, the result once.
                 bound.push_back(roundoff(type) * (magnitude[at] + std::fabs(want[at])) + 1e-5f);
             }

@@ -25,11 +25,16 @@ struct AttentionCase {
 
     cuda::KvCache cache() const {
         const bool codes = is_codes(k->type);
-        return {k->bytes.data(),   v->bytes.data(),
-                codes ? k->scale.data() : nullptr, codes ? v->scale.data() : nullptr,
-                k->type,           num_kv_heads,
-                dim,               capacity,
-                k->batch_rows,     capacity};
+        return {k->bytes.data(),
+                v->bytes.data(),
+                codes ? k->scale.data() : nullptr,
+                codes ? v->scale.data() : nullptr,
+                k->type,
+                num_kv_heads,
+                dim,
+                capacity,
+                k->batch_rows,
+                capacity};
     }
     cuda::MassParams mass_params(int num_visual) const {
         if (num_visual == 0) return {nullptr, nullptr, 0};

@@ -81,9 +81,9 @@ TEST(attention_vision_equals_the_reference) {
 
 TEST(attention_vision_refuses_bf16_where_nothing_multiplies_it) {
     Buffer<uint16_t> rows(size_t{64});
-    const auto status = test::finished(cuda::launch_attention_vision(
-        {rows.data(), rows.data(), rows.data(), rows.data(), nullptr, nullptr, ActType::bf16, 1, 1,
-         1, 64, 0.125f, 64, 64, 64, 64},
-        nullptr));
+    const auto status = test::finished(
+        cuda::launch_attention_vision({rows.data(), rows.data(), rows.data(), rows.data(), nullptr,
+                                       nullptr, ActType::bf16, 1, 1, 1, 64, 0.125f, 64, 64, 64, 64},
+                                      nullptr));
     CHECK(status == (test::kBf16 ? cudaSuccess : cudaErrorNotSupported));
 }

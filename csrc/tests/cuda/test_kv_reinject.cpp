@@ -2,8 +2,8 @@
 
 #include <memory>
 
-#include "tests/cuda/options.h"
 #include "tests/cuda/formats.h"
+#include "tests/cuda/options.h"
 
 using namespace latrt;
 using cuda::KvType;
@@ -34,7 +34,8 @@ void check(uint64_t seed) {
         }
         k_data.push_back(k.back()->bytes.data()), v_data.push_back(v.back()->bytes.data());
         k_scale.push_back(k.back()->scale.data()), v_scale.push_back(v.back()->scale.data());
-        before.emplace_back(k.back()->bytes.data(), k.back()->bytes.data() + k.back()->bytes.size());
+        before.emplace_back(k.back()->bytes.data(),
+                            k.back()->bytes.data() + k.back()->bytes.size());
     }
     std::vector<int64_t> source;
     for (int i = 0; i < count; ++i) source.push_back(random.integer(0, first - 1));
@@ -45,11 +46,22 @@ void check(uint64_t seed) {
         cos[i] = std::cos(angle), sin[i] = std::sin(angle);
     }
     const bool codes = test::is_codes(type);
-    const cuda::KvReinjectParams p = {k_data.data(), v_data.data(),
+    const cuda::KvReinjectParams p = {k_data.data(),
+                                      v_data.data(),
                                       codes ? k_scale.data() : nullptr,
                                       codes ? v_scale.data() : nullptr,
-                                      sources.data(), cos.data(), sin.data(), type, layers, heads,
-                                      dim, k[0]->batch_rows, capacity, b, count, first};
+                                      sources.data(),
+                                      cos.data(),
+                                      sin.data(),
+                                      type,
+                                      layers,
+                                      heads,
+                                      dim,
+                                      k[0]->batch_rows,
+                                      capacity,
+                                      b,
+                                      count,
+                                      first};
     CHECK(test::finished(cuda::launch_kv_reinject(p, nullptr)) == cudaSuccess);
     char what[120];
     std::snprintf(what, sizeof what, "seed %d %s D=%d K=%d L=%d N=%d first=%d", int(seed),
@@ -74,13 +86,14 @@ void check(uint64_t seed) {
                 }
                 for (size_t d = begin; d < want.size(); ++d) {
                     const float size = std::fabs(want[d]);
-                    bound.push_back(type == KvType::int8   ? top / 127 * 0.501f + 1e-6f
-                                    : type == KvType::e4m3 ? size * 0.0626f + top / 448 * 0x1p-10f + 1e-6f
-                                                           : size * test::roundoff(keys.act()) + 2e-6f);
+                    bound.push_back(type == KvType::int8 ? top / 127 * 0.501f + 1e-6f
+                                    : type == KvType::e4m3
+                                        ? size * 0.0626f + top / 448 * 0x1p-10f + 1e-6f
+                                        : size * test::roundoff(keys.act()) + 2e-6f);
                 }
-                values_kept &= !std::memcmp(&values.bytes[size_t(from * dim * bytes)],
-                                            &values.bytes[size_t(to * dim * bytes)],
-                                            size_t(dim * bytes));
+                values_kept &=
+                    !std::memcmp(&values.bytes[size_t(from * dim * bytes)],
+                                 &values.bytes[size_t(to * dim * bytes)], size_t(dim * bytes));
                 if (codes) {
                     values_kept &= values.scale[size_t(from)] == values.scale[size_t(to)];
                 }

@@ -73,8 +73,8 @@ float bound_of(float want, float top, ActType act, KvType kv, bool cached) {
 void check(uint64_t seed, int dim) {
     AttentionCase c(seed, dim, 9, 60);
     test::Random random(seed + 1);
-    const Angles kind = std::vector<Angles>{Angles::none, Angles::chosen, Angles::by_position}
-        [random.bits() % 3];
+    const Angles kind =
+        std::vector<Angles>{Angles::none, Angles::chosen, Angles::by_position}[random.bits() % 3];
     const int rows = c.num_rows, heads = random.integer(0, 4) ? c.num_heads : 0;
     Rope rope(random, kind, rows, dim);
     Acts k(c.type, rows, size_t(c.num_kv_heads) * dim, size_t(c.num_kv_heads) * dim + 8);
@@ -161,14 +161,14 @@ TEST(rope_write_kv_keeps_what_is_no_number) {
         Acts k(ActType::f16, 2, 64, 64), v(ActType::f16, 2, 64, 64);
         test::Random random(3);
         k.fill(random, 1), v.fill(random, 1);
-        k.bits[5] = 0x7e00;                                // a NaN in the first key
+        k.bits[5] = 0x7e00;                               // a NaN in the first key
         for (size_t d = 64; d < 128; ++d) v.bits[d] = 0;  // and a value of zeros
         test::CacheTensor kc(kv, 1, 1, 64, 2, 0), vc(kv, 1, 1, 64, 2, 0);
         Buffer<int32_t> kv_len(std::vector<int32_t>{2});
         cuda::RopeWriteKvParams p = {};
         p.k = k.bits.data(), p.v = v.bits.data();
-        p.cache = {kc.bytes.data(), vc.bytes.data(), kc.scale.data(), vc.scale.data(),
-                   kv, 1, 64, 2, 2, 2};
+        p.cache = {
+            kc.bytes.data(), vc.bytes.data(), kc.scale.data(), vc.scale.data(), kv, 1, 64, 2, 2, 2};
         p.sequences = {1, 2, 2, nullptr, nullptr, kv_len.data(), 0};
         p.num_tokens = 2, p.type = ActType::f16, p.ldk = p.ldv = 64;
         CHECK(test::finished(cuda::launch_rope_write_kv(p, nullptr)) == cudaSuccess);

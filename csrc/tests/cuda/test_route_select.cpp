@@ -35,15 +35,16 @@ void check_select(uint64_t seed) {
                                : random.integer(-1, 1) * 0.0;
     }
     Buffer<int64_t> selected(size_t(batch * count));
-    CHECK(test::finished(cuda::launch_route_select({mass.data(), selected.data(), batch, num_visual, count},
-                                    nullptr)) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_route_select(
+              {mass.data(), selected.data(), batch, num_visual, count}, nullptr)) == cudaSuccess);
     for (int b = 0; b < batch; ++b) {
         const auto want = best(&mass[size_t(b * num_visual)], num_visual, count);
         for (int i = 0; i < count; ++i) {
             if (selected[size_t(b * count + i)] == want[size_t(i)]) continue;
             char text[120];
-            std::snprintf(text, sizeof text, "seed %d M=%d count=%d: [%d, %d] is %lld, expected %lld",
-                          int(seed), num_visual, count, b, i,
+            std::snprintf(text, sizeof text,
+                          "seed %d M=%d count=%d: [%d, %d] is %lld, expected %lld", int(seed),
+                          num_visual, count, b, i,
                           static_cast<long long>(selected[size_t(b * count + i)]),
                           static_cast<long long>(want[size_t(i)]));
             return test::fail(__FILE__, __LINE__, text);
@@ -66,8 +67,9 @@ void check_add(uint64_t seed) {
         const size_t b = i / size_t(keys);
         if (source[i] >= 0) step[b * size_t(sources) + size_t(source[i])] += double(mass[i]);
     }
-    CHECK(test::finished(cuda::launch_mass_add({mass.data(), source.data(), sum.data(), batch, keys, sources, 0.5},
-                                nullptr)) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_mass_add(
+              {mass.data(), source.data(), sum.data(), batch, keys, sources, 0.5}, nullptr)) ==
+          cudaSuccess);
     for (size_t i = 0; i < sum.size(); ++i) CHECK(sum[i] == want[i] + step[i] * 0.5);
     CHECK(sum.edges_untouched());
 }
@@ -79,7 +81,8 @@ TEST(route_select_equals_a_stable_sort) {
 }
 
 TEST(route_select_refuses_more_than_there_are) {
-    CHECK(test::finished(cuda::launch_route_select({nullptr, nullptr, 1, 3, 4}, nullptr)) == cudaErrorInvalidValue);
+    CHECK(test::finished(cuda::launch_route_select({nullptr, nullptr, 1, 3, 4}, nullptr)) ==
+          cudaErrorInvalidValue);
 }
 
 TEST(mass_add_counts_copies_for_their_source) {

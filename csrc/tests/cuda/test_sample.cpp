@@ -36,7 +36,8 @@ std::vector<std::pair<int, double>> candidates(const float* logits, std::vector<
     float best = logits[order[0]];
     for (int i : order) best = std::max(best, logits[i]);
     const int vocab = static_cast<int>(order.size());
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return logits[a] > logits[b]; });
     if (top_k > 0 && top_k < vocab) order.resize(size_t(top_k));
     const auto weight = [&](int i) { return std::exp((double(logits[i]) - best) / temperature); };
     double total = 0, sum = 0;
@@ -88,20 +89,21 @@ void check(uint64_t seed) {
                                  random.integer(0, vocab - 1)};
         banned[size_t(b)] = kinds[random.integer(0, 2)];
     }
-    CHECK(test::finished(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
-                               top_p.data(), banned.data(), token.data(), logprob.data(), batch,
-                               vocab, int64_t(ld)},
-                              nullptr)) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_sample(
+              {logits.data(), uniform.data(), temperature.data(), top_k.data(), top_p.data(),
+               banned.data(), token.data(), logprob.data(), batch, vocab, int64_t(ld)},
+              nullptr)) == cudaSuccess);
     for (int b = 0; b < batch; ++b) {
         const float* row = &logits[size_t(b) * ld];
         const int64_t got = token[size_t(b)];
         const std::vector<int> order = all_but(vocab, banned[size_t(b)]);
         const bool greedy = temperature[size_t(b)] == 0;
-        bool right = greedy ? got == *std::max_element(order.begin(), order.end(),
-                                                       [&](int i, int j) { return row[i] < row[j]; })
-                            : allowed(candidates(row, order, double(temperature[size_t(b)]),
-                                                 top_k[size_t(b)], double(top_p[size_t(b)])),
-                                      uniform[size_t(b)], got);
+        bool right = greedy
+                         ? got == *std::max_element(order.begin(), order.end(),
+                                                    [&](int i, int j) { return row[i] < row[j]; })
+                         : allowed(candidates(row, order, double(temperature[size_t(b)]),
+                                              top_k[size_t(b)], double(top_p[size_t(b)])),
+                                   uniform[size_t(b)], got);
         right = right && std::fabs(logprob[size_t(b)] - log_share(row, vocab, got)) < 3e-6;
         if (right) continue;
         char text[160];
@@ -129,22 +131,24 @@ TEST(sample_counts_ties_in_the_order_of_indices) {
     const int64_t want[] = {1, 1, 9, 9, 17, 17};
     for (int i = 0; i < 6; ++i) {
         Buffer<double> uniform(std::vector<double>{draws[i]});
-        CHECK(test::finished(cuda::launch_sample({logits.data(), uniform.data(), temperature.data(), top_k.data(),
-                                   nullptr, nullptr, token.data(), nullptr, 1, 40, 40},
-                                  nullptr)) == cudaSuccess);
+        CHECK(test::finished(cuda::launch_sample(
+                  {logits.data(), uniform.data(), temperature.data(), top_k.data(), nullptr,
+                   nullptr, token.data(), nullptr, 1, 40, 40},
+                  nullptr)) == cudaSuccess);
         CHECK(token[0] == want[i]);
     }
 }
 
 TEST(sample_takes_no_more_ties_than_top_k_leaves) {
-    // Two best of 3000, far apart, and the first 32 of all others: equal, and in every warp's range.
+    // Two best of 3000, far apart, and the first 32 of all others: equal, and in every warp's
+    // range.
     Buffer<float> logits(size_t{3000}), temperature(std::vector<float>{1});
     for (size_t i = 0; i < 3000; ++i) logits[i] = i == 90 || i == 2500 ? 1.0f : 0.0f;
     Buffer<int32_t> top_k(std::vector<int32_t>{34});
     Buffer<int64_t> token(size_t{1});
     const double best = std::exp(1.0), total = 32 + 2 * best;
-    const double draws[] = {0.5, 31.5, 32 + 0.1 * best, 32 + 0.9 * best, 32 + 1.1 * best,
-                            32 + 1.9 * best};
+    const double draws[] = {
+        0.5, 31.5, 32 + 0.1 * best, 32 + 0.9 * best, 32 + 1.1 * best, 32 + 1.9 * best};
     const int64_t want[] = {0, 31, 90, 90, 2500, 2500};
     for (int i = 0; i < 6; ++i) {
         Buffer<double> uniform(std::vector<double>{draws[i] / total});
@@ -163,9 +167,10 @@ TEST(sample_gives_no_token_for_what_is_no_number) {
             Buffer<float> logits(std::vector<float>{1, 2, bad, 3}), logprob(size_t{1});
             Buffer<int64_t> token(size_t{1}), banned(std::vector<int64_t>{ban});
             logprob[0] = 0;
-            CHECK(test::finished(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr,
-                                       banned.data(), token.data(), logprob.data(), 1, 4, 4},
-                                      nullptr)) == cudaSuccess);
+            CHECK(test::finished(
+                      cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr,
+                                           banned.data(), token.data(), logprob.data(), 1, 4, 4},
+                                          nullptr)) == cudaSuccess);
             CHECK(token[0] == -1 && std::isnan(logprob[0]));
         }
     }
@@ -174,8 +179,8 @@ TEST(sample_gives_no_token_for_what_is_no_number) {
 TEST(sample_takes_nothing_where_the_only_token_is_banned) {
     Buffer<float> logits(std::vector<float>{1});
     Buffer<int64_t> token(size_t{1}), banned(std::vector<int64_t>{0});
-    CHECK(test::finished(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr, banned.data(),
-                               token.data(), nullptr, 1, 1, 1},
-                              nullptr)) == cudaSuccess);
+    CHECK(test::finished(cuda::launch_sample({logits.data(), nullptr, nullptr, nullptr, nullptr,
+                                              banned.data(), token.data(), nullptr, 1, 1, 1},
+                                             nullptr)) == cudaSuccess);
     CHECK(token[0] == -1);
 }

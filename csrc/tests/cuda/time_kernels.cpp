@@ -133,8 +133,10 @@ struct Sequence {
           kv_len(past + new_tokens) {}
 
     cuda::KvCache cache() const {
-        return {k.data(), v.data(), nullptr,   nullptr,              KvType::f16,
-                kKvHeads, kDim,     kCapacity, kKvHeads * kCapacity, kCapacity};
+        return {k.data(), v.data(),    nullptr,
+                nullptr,  KvType::f16, kKvHeads,
+                kDim,     kCapacity,   kKvHeads * kCapacity,
+                kCapacity};
     }
     cuda::Sequences sequences() const {
         return {1, tokens, kv_len, nullptr, nullptr, len.data(), 0};
@@ -192,10 +194,10 @@ void time_kv_reinject(Timer& timer, const std::string& name, int tokens) {
     const Memory<int64_t> index(source);
     const Memory<float> cos(std::vector<float>(kDim / 2, 0.8f));
     const Memory<float> sin(std::vector<float>(kDim / 2, 0.6f));
-    const cuda::KvReinjectParams p = {k.data(),  v.data(),    nullptr,   nullptr,
+    const cuda::KvReinjectParams p = {k.data(),     v.data(),   nullptr,    nullptr,
                                       index.data(), cos.data(), sin.data(), KvType::f16,
-                                      kLayers,   kKvHeads,    kDim,      kKvHeads * kCapacity,
-                                      kCapacity, 0,           tokens,    kKvLen};
+                                      kLayers,      kKvHeads,   kDim,       kKvHeads * kCapacity,
+                                      kCapacity,    0,          tokens,     kKvLen};
     timer.time(name, [&] { return cuda::launch_kv_reinject(p, nullptr); });
 }
 
@@ -216,8 +218,8 @@ void time_mass_add(Timer& timer, const std::string& name) {
     for (int n = 0; n < kVisual; ++n) sources.push_back(n);
     const Memory<int64_t> source(sources);
     const Memory<double> sum(kVisual);
-    const cuda::MassAddParams p = {mass.data(), source.data(), sum.data(), 1,
-                                   kVisual,     kVisual,       1.0 / (kLayers * kHeads)};
+    const cuda::MassAddParams p = {mass.data(), source.data(),           sum.data(), 1, kVisual,
+                                   kVisual,     1.0 / (kLayers * kHeads)};
     timer.time(name, [&] { return cuda::launch_mass_add(p, nullptr); });
 }
 
@@ -228,10 +230,22 @@ void time_attention_vision(Timer& timer, const std::string& name, int window) {
     std::vector<int32_t> starts;
     for (int start = 0; start <= kPatches; start += window) starts.push_back(start);
     const Memory<int32_t> cu_seqlens(starts);
-    const cuda::AttentionVisionParams p = {
-        q.data(), k.data(), v.data(), out.data(), cu_seqlens.data(), nullptr, ActType::f16,
-        kPatches / window, window, kVisionHeads, kVisionDim, 1 / std::sqrt(float(kVisionDim)),
-        row, row, row, row};
+    const cuda::AttentionVisionParams p = {q.data(),
+                                           k.data(),
+                                           v.data(),
+                                           out.data(),
+                                           cu_seqlens.data(),
+                                           nullptr,
+                                           ActType::f16,
+                                           kPatches / window,
+                                           window,
+                                           kVisionHeads,
+                                           kVisionDim,
+                                           1 / std::sqrt(float(kVisionDim)),
+                                           row,
+                                           row,
+                                           row,
+                                           row};
     timer.time(name, [&] { return cuda::launch_attention_vision(p, nullptr); });
 }
 
@@ -247,9 +261,10 @@ void time_sample(Timer& timer, const std::string& name) {
     const Memory<double> uniform(std::vector<double>{0.5});
     const Memory<int32_t> top_k(std::vector<int32_t>{50});
     const Memory<int64_t> banned(std::vector<int64_t>{-1}), token(size_t{1});
-    const cuda::SampleParams p = {logits.data(), uniform.data(), temperature.data(), top_k.data(),
-                                  top_p.data(), banned.data(), token.data(), logprob.data(), 1,
-                                  kVocab, kVocab};
+    const cuda::SampleParams p = {logits.data(), uniform.data(), temperature.data(),
+                                  top_k.data(),  top_p.data(),   banned.data(),
+                                  token.data(),  logprob.data(), 1,
+                                  kVocab,        kVocab};
     timer.time(name, [&] { return cuda::launch_sample(p, nullptr); });
 }
 

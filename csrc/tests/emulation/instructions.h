@@ -255,8 +255,7 @@ void multiply(float* c, const uint32_t* a, const uint32_t* b, Site site) {
 
 #if LATRT_TURING
 template <class Act>
-void mma_depth_8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b,
-                 Site site = Site::current()) {
+void mma_depth_8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b, Site site = Site::current()) {
     static_assert(sizeof(Act) == 2);
     const uint32_t a[2] = {a0, a1};
     multiply<Act, 8>(c, a, &b, site);
