@@ -5,8 +5,9 @@
 Engines by their names in `peers`, all of ours where none is given. Steps of all batches, behind
 one prompt of --context tokens each, follow one another and are forgotten again, so that all are of
 one length and a batch is compared with the step of one sequence that ran just before or after it.
-Beside the times: operations of the matrices a second, without attention's. What the processor
-bounds them to, say `latrt_bench` and `latrt_bench_mix` (csrc/tests). Ends with one JSON line.
+An engine's answers are checked first, as in `peers`. Beside the times: operations of the matrices
+a second, without attention's. What the processor bounds them to, say `latrt_bench` and
+`latrt_bench_mix` (csrc/tests). Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from benchmarks.make_3b import shape_3b
 from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import ROOT, NotAvailable
 from benchmarks.peer_probe import machine_peaks
-from benchmarks.peers import OURS, by_kind, median_interval, prepare, prompt
-from benchmarks.report import describe_machine, publish
+from benchmarks.peers import OURS, by_kind, check, prepare, prompt, reference_top
+from benchmarks.report import bounds_of, describe_machine, median_and_bounds, publish
 from benchmarks.roofline import layer_linears, linear
 from la_trt.config import TextConfig
 
@@ -60,7 +61,7 @@ def measure(
         found[batch] = {
             "step_ms": 1e3 * statistics.median(times),
             "step_ms_least": 1e3 * min(times),
-            "gain": [statistics.median(gain), *median_interval(gain)],
+            "gain": median_and_bounds(gain),
         }
     return found
 
@@ -68,10 +69,11 @@ def measure(
 def to_table(result: dict[str, Any]) -> str:
     """Markdown: a row for each engine and batch."""
     first = result["batches"][0]
+    bounds = bounds_of(result["rounds"] * (result["turns"] - 1))
     lines = [
         f"Random weights of the 3B shape, {result['threads']} threads, {result['rounds']} prompts "
         f"of {result['context']} tokens and {result['turns'] - 1} turns behind each: medians, and "
-        f"the throughput of neighbouring steps over that of batch {first} (95 %).",
+        f"the throughput of neighbouring steps over that of batch {first} ({bounds}).",
         "",
         f"| engine | batch | ms a step (least) | tok/s | times batch {first} | matrices, Gop/s |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -90,7 +92,8 @@ def to_table(result: dict[str, Any]) -> str:
             )
             lines.append(f"| {' | '.join(map(str, cells))} |")
     reads = ", ".join(f"{p['read_gb_s']:.1f}" for p in result["probes"])
-    lines += ["", f"Read bandwidth before, between and after: {reads} GB/s."]
+    lines += ["", f"Read bandwidth before, between and after: {reads} GB/s.", ""]
+    lines += [f"- {name}: {said}" for name, said in result["checks"].items()]
     return "\n".join(lines)
 
 
@@ -130,24 +133,30 @@ def main(
     engines = engines or tuple(OURS)
     if unknown := set(engines) - set(OURS):
         raise click.UsageError(f"expected some of {list(OURS)}, got {sorted(unknown)}")
+    work = work.resolve()
     length = len(engines) * rounds
+    found: dict[str, Any] = {}
+    checks: dict[str, str] = {}
     try:
-        commands = {engine: prepare(engine, work.resolve(), threads)[2] for engine in engines}
+        prepared = {engine: prepare(engine, work, threads) for engine in engines}
+        probes = [machine_peaks(threads)]
+        with click.progressbar(length=length, label="asking", file=sys.stderr) as bar:
+            for engine, (bits, _, command) in prepared.items():
+                worker = Worker(*command)
+                try:
+                    checks[engine] = check(worker, reference_top(work), bits, ours=True)
+                    found[engine] = measure(
+                        worker, list(batches), context, rounds, turns, bar.update
+                    )
+                finally:
+                    worker.close()
+                probes.append(machine_peaks(threads))
     except NotAvailable as problem:
         raise click.ClickException(str(problem)) from None
-    probes = [machine_peaks(threads)]
-    found: dict[str, Any] = {}
-    with click.progressbar(length=length, label="asking", file=sys.stderr) as bar:
-        for engine, command in commands.items():
-            worker = Worker(*command)
-            try:
-                found[engine] = measure(worker, list(batches), context, rounds, turns, bar.update)
-            finally:
-                worker.close()
-            probes.append(machine_peaks(threads))
     result = {
         "benchmark": name,
         "engines": found,
+        "checks": checks,
         "batches": batches,
         "context": context,
         "rounds": rounds,

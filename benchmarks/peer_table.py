@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from datetime import datetime, timedelta
 from typing import Any
 
+from benchmarks.report import LEAST_VALUES, bounds_of
+
 CONTEXTS = (512, 2048)
+LONG = timedelta(hours=1)  # between two records: the machine may have been another
 
 
 def figures(record: dict[str, Any], context: int) -> dict[str, Any]:
@@ -35,7 +39,8 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
         if "runs" not in record:
             continue
         found = {str(c): figures(record, c) for c in CONTEXTS}
-        engines[record["engine"]] = {"bits": record["bits"], "check": record["check"], **found}
+        kept = {name: record.get(name) for name in ("bits", "check", "time", "load_average")}
+        engines[record["engine"]] = {**kept, **found}
         if not is_ours(record["engine"]):
             for context in CONTEXTS:
                 key = (record["bits"], context)
@@ -62,7 +67,26 @@ def _mass(entry: dict[str, Any]) -> str:
     if "mass_overhead_95" not in entry:
         return text
     low, high = entry["mass_overhead_95"]
-    return f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"
+    bounds = bounds_of(entry.get("mass_pairs", LEAST_VALUES))  # older ones: hundreds
+    return f"{text} ({100 * low:+.1f} to {100 * high:+.1f}, {bounds})"
+
+
+def _age(engines: dict[str, Any]) -> list[str]:
+    """When the records were made, as far as they say so, and how busy the machine was."""
+    times = {n: datetime.fromisoformat(e["time"]) for n, e in engines.items() if e.get("time")}
+    lines = []
+    if times:
+        newest = max(times.values())
+        lines.append(f"- last record: {newest:%Y-%m-%d %H:%M} UTC")
+        old = [f"{n} {t:%Y-%m-%d %H:%M}" for n, t in times.items() if newest - t > LONG]
+        if old:
+            lines.append(f"- made more than an hour before it: {', '.join(old)}")
+    if unknown := [name for name in engines if name not in times]:
+        lines.append(f"- kept from an earlier run, of unknown time: {', '.join(unknown)}")
+    loads = [e["load_average"] for e in engines.values() if e.get("load_average") is not None]
+    if loads:
+        lines.append(f"- load average at the end of each: {min(loads):.1f} to {max(loads):.1f}")
+    return lines
 
 
 def to_table(result: dict[str, Any]) -> str:
@@ -94,5 +118,6 @@ def to_table(result: dict[str, Any]) -> str:
                 f"{entry['batch8_gain']:.2f} times the throughput of batch 1"
             )
     lines += [f"- {name}: {entry['check']}" for name, entry in result["engines"].items()]
+    lines += _age(result["engines"])
     lines += [f"- not measured: {name}: {cause}" for name, cause in result["missing"].items()]
     return "\n".join(lines)

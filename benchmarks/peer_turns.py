@@ -4,8 +4,9 @@
 
 On a shared machine rates of different minutes cannot be compared; those of neighbouring seconds
 can. Every round asks each engine the same prompt, in an order that turns, and gives ratios to the
-first engine named: printed are their median and where it lies with 95 % confidence. Engines,
-models and answers are prepared as in `peers`, which also checks them. Ends with one JSON line.
+first engine named: printed are their median and where it lies with 95 % confidence, or the least
+and the greatest of fewer than 6 rounds. Engines and models are prepared, and the answers checked,
+as in `peers`. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import ROOT, NotAvailable
 from benchmarks.peer_probe import machine_peaks
-from benchmarks.peers import CONTEXTS, median_interval, names, prepare, prompt
-from benchmarks.report import describe_machine, publish
+from benchmarks.peers import CONTEXTS, OURS, check, names, prepare, prompt, reference_top
+from benchmarks.report import bounds_of, describe_machine, median_and_bounds, publish
 
 
 def in_turns(
@@ -51,8 +52,8 @@ def in_turns(
 def ratio(rates: dict[str, dict[str, list[float]]], name: str, phase: str) -> list[float]:
     """[median, low, high] of the engine's rate over the first one's, round by round."""
     first = next(iter(rates))
-    each = [a / b for a, b in zip(rates[name][phase], rates[first][phase], strict=True)]
-    return [statistics.median(each), *median_interval(each)]
+    pairs = zip(rates[name][phase], rates[first][phase], strict=True)
+    return median_and_bounds([a / b for a, b in pairs])
 
 
 def to_table(result: dict[str, Any]) -> str:
@@ -61,7 +62,7 @@ def to_table(result: dict[str, Any]) -> str:
     lines = [
         f"Random weights of the 3B shape, batch 1, {result['threads']} threads, in turns, "
         f"{result['rounds']} rounds of {result['decode']} steps: medians of tokens a second, and "
-        f"of the ratio to {first} round by round (95 %).",
+        f"of the ratio to {first} round by round ({bounds_of(result['rounds'])}).",
         "",
         "| engine | context | decode tok/s | ratio | prefill tok/s | ratio |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -75,7 +76,8 @@ def to_table(result: dict[str, Any]) -> str:
                 cells.append("" if name == first else f"{median:.2f} ({low:.2f} to {high:.2f})")
             lines.append(f"| {' | '.join(cells)} |")
     reads = ", ".join(f"{p['read_gb_s']:.1f}" for p in result["probes"])
-    lines += ["", f"Read bandwidth before and after: {reads} GB/s."]
+    lines += ["", f"Read bandwidth before and after: {reads} GB/s.", ""]
+    lines += [f"- {name}: {said}" for name, said in result["checks"].items()]
     return "\n".join(lines)
 
 
@@ -99,11 +101,16 @@ def main(
     if unknown := set(engines) - set(names()):
         raise click.UsageError(f"expected some of {names()}, got {sorted(unknown)}")
     before = machine_peaks(threads)
+    work = work.resolve()
+    top = reference_top(work)
     workers: dict[str, Worker] = {}
+    checks: dict[str, str] = {}
     try:
         for engine in engines:
             click.echo(f"loading {engine}", err=True)
-            workers[engine] = Worker(*prepare(engine, work.resolve(), threads)[2])
+            bits, _, command = prepare(engine, work, threads)
+            workers[engine] = Worker(*command)
+            checks[engine] = check(workers[engine], top, bits, ours=engine in OURS)
         found: dict[str, Any] = {}
         turns = len(contexts) * (rounds + 1) * len(engines)
         with click.progressbar(length=turns, label="asking", file=sys.stderr) as bar:
@@ -125,6 +132,7 @@ def main(
     result = {
         "benchmark": name,
         "engines": list(engines),
+        "checks": checks,
         "contexts": found,
         "rounds": rounds,
         "decode": decode,

@@ -14,11 +14,11 @@ Ends with one JSON line.
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from benchmarks.peer_engines import (
 )
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peer_table import summarise, to_table
-from benchmarks.report import describe_machine, publish
+from benchmarks.report import describe_machine, median_and_bounds, publish
 from build_engines.quantize import Quant
 
 OURS = {  # bits, weights that share a scale
@@ -101,13 +101,6 @@ def measure(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
     return runs
 
 
-def median_interval(values: list[float]) -> tuple[float, float]:
-    """Where the median lies with 95 % confidence, by order statistics (normal approximation)."""
-    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
-    low, high = math.floor(len(values) / 2 - half), math.ceil(len(values) / 2 + half)
-    return ordered[max(low, 0)], ordered[min(high, len(values) - 1)]
-
-
 def by_kind(seconds: list[float], kinds: int) -> list[list[float]]:
     """Seconds of each kind of step, taken forth and back: equal places are neighbours in time."""
     found: list[list[float]] = [[] for _ in range(kinds)]
@@ -131,9 +124,11 @@ def ours_alone(worker: Worker, rounds: int, mass_steps: int) -> dict[str, Any]:
         one, many = by_kind(run["decode_s"], 2)
         gain += [BATCH * a / b for a, b in zip(one, many, strict=True)]
     reinject = statistics.median(worker.ask(ids=ids, reinject=REINJECT)["reinject_s"])
+    overhead, *bounds = median_and_bounds(mass)
     return {
-        "mass_overhead_frac": statistics.median(mass),
-        "mass_overhead_95": median_interval(mass),
+        "mass_overhead_frac": overhead,
+        "mass_overhead_95": bounds,
+        "mass_pairs": len(mass),
         "batch8_gain": statistics.median(gain),
         "kv_reinject_steps": reinject / statistics.median(plain),
     }
@@ -161,12 +156,17 @@ def prepare(name: str, work: Path, threads: int) -> tuple[int, Path, list[str]]:
     return peer.bits, model, [python, str(ROOT / script), str(model), str(threads), *rest]
 
 
+def reference_top(work: Path) -> list[int] | None:
+    """The likeliest first tokens of transformers in float32, where they are known."""
+    path = work / "reference.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def record_of(
     name: str, work: Path, threads: int, rounds: int, decode: int, mass_steps: int
 ) -> dict[str, Any]:
     """Prepare, check and measure one engine. Raises NotAvailable."""
-    reference = work / "reference.json"
-    top = json.loads(reference.read_text()) if reference.exists() else None
+    top = reference_top(work)
     bits, model, command = prepare(name, work, threads)
     before = machine_peaks(threads)
     try:
@@ -177,7 +177,7 @@ def record_of(
     try:
         if name == REFERENCE:
             top = worker.ask(ids=prompt(CHECK_IDS, 0), top=CHECK_TOP)["top"]
-            reference.write_text(json.dumps(top))
+            (work / "reference.json").write_text(json.dumps(top))
         record["check"] = check(worker, top, bits, ours=name in OURS)
         record["runs"] = measure(worker, rounds, decode)
         if name in OURS:
@@ -189,6 +189,7 @@ def record_of(
         worker.close()
     record["probes"] = [before, machine_peaks(threads)]
     record["load_average"] = os.getloadavg()[0]
+    record["time"] = datetime.now(UTC).isoformat(timespec="minutes")
     return record
 
 

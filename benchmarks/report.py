@@ -1,12 +1,14 @@
-"""What every results file says: machine, versions, command; and where it is written."""
+"""What every results file says: machine, versions, command, medians; and where it is written."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ RESULTS = Path(__file__).parent / "results"
 # What decides which kernels an engine has, by its name in /proc/cpuinfo.
 _INSTRUCTIONS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8")
 _PACKAGES = ("onnxruntime", "onnx-ir", "numpy", "torch")
+CONFIDENCE = 0.95
+LEAST_VALUES = 6  # fewer cannot bound a median with that confidence
 
 
 def describe_machine() -> dict[str, str]:
@@ -47,6 +51,33 @@ def write_results(name: str, result: dict[str, Any], table: str) -> None:
     machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
     text = f"# {name}\n\n`{command_line()}`\n\n{machine}\n\n{table}\n"
     (RESULTS / f"{name}.md").write_text(text)
+
+
+def median_ranks(num: int) -> tuple[int, int]:
+    """The two of `num` ordered values, from 0, that hold the median with 95 % confidence.
+
+    Exact: of independent values as many as a fair coin gives lie below the median. The innermost
+    pair, as far from one end as from the other; below LEAST_VALUES the outermost, which says less.
+    """
+    outside, below = 0.0, 0
+    for rank in range(num // 2):
+        outside += 2 * math.comb(num, rank) / 2**num
+        if outside > 1 - CONFIDENCE:
+            break
+        below = rank
+    return below, num - 1 - below
+
+
+def median_and_bounds(values: list[float]) -> list[float]:
+    """[median, low, high], the bounds by `median_ranks`; `bounds_of` says what they are."""
+    ordered = sorted(values)
+    low, high = median_ranks(len(ordered))
+    return [statistics.median(ordered), ordered[low], ordered[high]]
+
+
+def bounds_of(num: int) -> str:
+    """What the bounds of a median of `num` values are, for a table's heading."""
+    return "95 %" if num >= LEAST_VALUES else "least to greatest"
 
 
 def publish(name: str, result: dict[str, Any], table: str, **kept: Any) -> None:

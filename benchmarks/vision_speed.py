@@ -124,7 +124,7 @@ def main(work: Path, side: int, threads: int, rounds: int, max_error: float, nam
     for theirs, each in ratios.items():
         lines.append(
             f"- {statistics.median(each):.2f} times as fast as {theirs}, in pairs "
-            f"({min(each):.2f} - {max(each):.2f})"
+            f"({min(each):.2f} to {max(each):.2f}, least to greatest)"
         )
     lines += [
         f"- ours at {100 * rate[OURS] / peak:.0f} % of the dot products that the machine can do "
