@@ -145,17 +145,6 @@ def quantise_outputs(
     return np.ascontiguousarray(q.T), scale
 
 
-def dequantise(matrix: QuantisedMatrix) -> NDArray[np.float32]:
-    """The float32 matrix (K, N) that the codes stand for."""
-    k, n = matrix.shape
-    q = matrix.q
-    if matrix.bits == 4:
-        low = (q << 4).view(np.int8) >> 4
-        q = np.stack([low, q.view(np.int8) >> 4], axis=-1).reshape(-1)[: k * n].reshape(k, n)
-    scale = np.repeat(matrix.scale, matrix.block_size, axis=0)[:k]
-    return np.asarray(q * scale, np.float32)
-
-
 def _pack_pairs(q_NK: NDArray[np.int8]) -> NDArray[np.uint8]:
     """(ceil(N / 2), K): rows 2i in the low nibble, 2i + 1 in the high one."""
     nibbles = q_NK.view(np.uint8) & 0xF

@@ -15,8 +15,8 @@ from tokenizers.trainers import BpeTrainer
 
 from la_trt.config import ModelConfig, TextConfig, VisionConfig
 from la_trt.files.checkpoint import expected_tensors
-from la_trt.files.safetensors_writer import save_arrays
 from la_trt.tags import ALL_TAGS
+from tests.files.samples import save_arrays
 
 SPECIAL = (
     "<|endoftext|>",

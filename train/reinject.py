@@ -1,8 +1,8 @@
 """Training sequences as inference makes them: visual tokens again before each `<REFLECTION>`.
 
-Positions, place and choice of the copies are the session's (architecture, section 4), made by the
-same functions. What ROUTE takes depends on the model's own attention, earlier injections
-included, so it is found by passes without gradient, one for each reflection.
+Positions, place and choice of the copies are the session's (docs/architecture.md, Looking again),
+made by the same functions. What ROUTE takes depends on the model's own attention, earlier
+injections included, so it is found by passes without gradient, one for each reflection.
 """
 
 from __future__ import annotations
@@ -185,20 +185,6 @@ def build_sequences(
         lay_out(turn, own, inject=policy.inject, config=config)
         for turn, own in zip(turns, chosen, strict=True)
     ]
-
-
-def build_sequence(
-    turn: Turn,
-    policy: Policy,
-    *,
-    reflection_id: int | None,
-    config: ModelConfig,
-    masses: Masses | None = None,
-) -> TrainingSequence:
-    """The sequence of one turn; see `build_sequences`."""
-    return build_sequences(
-        [turn], policy, reflection_id=reflection_id, config=config, masses=masses
-    )[0]
 
 
 def _fixed(turn: Turn, steps: Sequence[int], policy: Policy) -> list[Injection]:

@@ -2,7 +2,7 @@
 
 The prefix is everything up to the end of the image; it is the same for all questions about it.
 A branch is the rest of the prompt and the response, with copies of the visual tokens before
-each `<REFLECTION>` where re-attention is `copy` (architecture, section 4, `embed`).
+each `<REFLECTION>` where re-attention is `copy` (docs/architecture.md, Looking again: `embed`).
 """
 
 from __future__ import annotations

@@ -37,9 +37,6 @@ class Device:
         major = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMajor, index)
         minor = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMinor, index)
         self.sm = 10 * int(major) + int(minor)
-        self.num_sms = int(
-            self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrMultiProcessorCount, index)
-        )
         self.stream = int(self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
 
     def malloc(self, num_bytes: int) -> int:

@@ -31,7 +31,7 @@ def rotate_keys(key_KND: FloatArray, delta: int, theta: float) -> FloatArray:
     """Keys moved by `delta` positions in t, h and w alike.
 
     Rotary pair (i, i + D / 2) turns by delta * theta_i: one rotation whatever the M-RoPE
-    sections, since all three positions shift by the same (architecture, section 4).
+    sections, since all three positions shift by the same (docs/architecture.md, Looking again).
     """
     dim = key_KND.shape[-1]
     angle = np.float64(delta) * inverse_frequencies(theta, dim).astype(np.float64)

@@ -63,7 +63,7 @@ class TensorRTRunner:
     ) -> None:
         self._plan, self._device, self._text = plan, device, config.text
         self._dtype = np.dtype(dtype)
-        self._max_len, self._max_batch = max_len, max_batch
+        self._max_len = max_len
         self._calls, self._timer, self._graphs_on = calls, timer, graphs
         tables = (
             decoder_inputs(config, dtype=dtype, kv_dtype=kv_dtype),
@@ -76,7 +76,6 @@ class TensorRTRunner:
             *(b for b in tables[0] if b.name not in apart),
             *sampling_inputs(),
         ]
-        self._embeds_binding = next(b for b in tables[0] if b.name == "visual_embeds")
         present = {b.name for b in kv_bindings(config, "present", kv_dtype)}
         self._results = [b for b in tables[1] if b.name not in present]
         self._results += sampling_outputs()
@@ -124,10 +123,6 @@ class TensorRTRunner:
         """Addresses of every layer's `key`, `value`, `key_scale` or `value_scale`, if any."""
         prefix = f"past_{kind}."
         return [at for name, (at, _) in self._cache.items() if name.startswith(prefix)]
-
-    def num_graphs(self) -> int:
-        """Recorded graphs that are kept now."""
-        return sum(1 for r in self._recorded.values() if r.graph)
 
     def close(self) -> None:
         """Wait, then drop the recorded graphs; the memory is the device's to free."""

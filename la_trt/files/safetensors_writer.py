@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,20 +66,6 @@ def write_safetensors(
             "free space there, or choose another directory",
             name="E_WRITE",
         ) from problem
-
-
-def save_arrays(
-    path: Path,
-    arrays: Mapping[str, NDArray[Any]],
-    *,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write arrays that are in memory already; as `write_safetensors`."""
-    sources = [
-        TensorSource(name, array.dtype, array.shape, partial(np.asarray, array))
-        for name, array in arrays.items()
-    ]
-    write_safetensors(path, sources, metadata=metadata)
 
 
 def _num_bytes(source: TensorSource) -> int:

@@ -29,7 +29,8 @@ class KvCopies:
     """Re-injection of kind `kv` in a batched forward pass: keys that have no query.
 
     `source_index_BN` int64: position in the sequence whose K and V are copied.
-    `delta_BN` int64: how far t, h and w all move; one plain rotation (architecture, section 4).
+    `delta_BN` int64: how far t, h and w all move; one plain rotation (docs/architecture.md,
+    Looking again).
     `visible_from_BN` int64: first position of the sequence that sees the copy, the one of its
     `<REFLECTION>`; S or more for padding. Gradients flow back to the source's K and V.
     """

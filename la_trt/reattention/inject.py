@@ -1,7 +1,7 @@
 """How selected visual tokens enter the context: packed copies (`embed`) or cached K, V (`kv`).
 
-Architecture, section 4: copies of an image take (p, p + row, p + col), p one more than the
-largest position so far; text goes on at p + max(rows, cols) of the image; the next image
+docs/architecture.md, Looking again: copies of an image take (p, p + row, p + col), p one more
+than the largest position so far; text goes on at p + max(rows, cols) of the image; the next image
 follows. An image none of whose tokens is selected takes no positions.
 """
 

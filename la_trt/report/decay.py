@@ -41,11 +41,6 @@ class Fit:
     r2: float
     num: int
 
-    def predict(self, x: ArrayLike) -> FloatArray:
-        """The law at `x`, of its shape."""
-        shape = _shape(self.law, np.asarray(x, np.float64), self.length)
-        return self.floor + self.scale * shape
-
     def to_json(self) -> dict[str, Any]:
         """Plain values; an infinite length is None."""
         return {

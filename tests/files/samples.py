@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from la_trt.config import ModelConfig, TextConfig, VisionConfig
 from la_trt.files.bundle import BundleLimits, write_bundle
 from la_trt.files.checkpoint import expected_tensors
-from la_trt.files.safetensors_writer import save_arrays
+from la_trt.files.safetensors_writer import TensorSource, write_safetensors
 
 SPECIALS = {
     "<|image_pad|>": 30,
@@ -21,6 +23,20 @@ SPECIALS = {
     "<|vision_start|>": 32,
     "<|vision_end|>": 33,
 }
+
+
+def save_arrays(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays that are in memory already; as `write_safetensors`."""
+    sources = [
+        TensorSource(name, array.dtype, array.shape, partial(np.asarray, array))
+        for name, array in arrays.items()
+    ]
+    write_safetensors(path, sources, metadata=metadata)
 
 
 def make_config(*, tied: bool = True) -> ModelConfig:

@@ -17,7 +17,6 @@ from la_trt.config import ModelConfig
 from la_trt.errors import CheckpointError
 from la_trt.files.checkpoint import open_checkpoint
 from la_trt.files.names import expected_tensors
-from la_trt.files.safetensors_writer import save_arrays
 from la_trt.files.tokenizer_check import check_tokenizer
 from tests.files.samples import (
     edit_json,
@@ -25,6 +24,7 @@ from tests.files.samples import (
     make_config,
     make_tensors,
     make_tokenizer,
+    save_arrays,
     set_header,
     write_model,
 )

@@ -15,8 +15,7 @@ from la_trt.config import ModelConfig
 from la_trt.errors import CheckpointError
 from la_trt.files.checkpoint import open_checkpoint
 from la_trt.files.names import canonical_name, expected_tensors
-from la_trt.files.safetensors_writer import save_arrays
-from tests.files.samples import edit_json, make_config, make_tensors, write_model
+from tests.files.samples import edit_json, make_config, make_tensors, save_arrays, write_model
 
 RELEASED: dict[str, Any] = {
     "model_type": "qwen2_5_vl",

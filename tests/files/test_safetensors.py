@@ -15,8 +15,8 @@ import safetensors.numpy
 
 from la_trt.errors import CheckpointError, MachineError
 from la_trt.files.safetensors import DTYPES, SafetensorsFile
-from la_trt.files.safetensors_writer import TensorSource, save_arrays, write_safetensors
-from tests.files.samples import header_of, set_header
+from la_trt.files.safetensors_writer import TensorSource, write_safetensors
+from tests.files.samples import header_of, save_arrays, set_header
 
 F32 = np.dtype("<f4")
 

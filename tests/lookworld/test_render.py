@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -111,11 +110,3 @@ def test_clutter_draws_on_the_background():
     assert scene.strokes == 0
     cluttered = replace(scene, strokes=8)
     assert np.any(np.asarray(render(scene)) != np.asarray(render(cluttered)))
-
-
-def test_print_the_time_a_picture_takes():
-    scenes = [generate_scene(4, index, WorldConfig()) for index in range(60)]
-    start = time.perf_counter()
-    for scene in scenes:
-        render(scene)
-    print(f"render: {(time.perf_counter() - start) / 60 * 1e3:.2f} ms a picture at 224 x 224")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from build_engines.native import formats, matrices, pack_codes
-from build_engines.quantize import dequantise, quantise
+from build_engines.quantize import quantise
 from la_trt.errors import CheckpointError
 from la_trt.files.safetensors import SafetensorsFile
 from tests.model.configs import random_model
 from tests.native.helpers import native_bundle, round_trip
+from tests.onnx.helpers import dequantise
 
 SIZES = [(1, 1), (19, 33), (111, 64), (16, 19), (40, 257)]
 

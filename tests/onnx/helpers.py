@@ -11,12 +11,23 @@ from numpy.typing import NDArray
 from build_engines.decoder import write_decoder
 from build_engines.plain import write_plain_decoder
 from build_engines.progress import Progress
-from build_engines.quantize import dequantise, quantise
+from build_engines.quantize import QuantisedMatrix, quantise
 from build_engines.vision import write_vision
 from la_trt.engines.onnx import OnnxEngine
 from la_trt.files.bundle import Bundle, BundleLimits
 from la_trt.files.manifest import FileEntry, Manifest
 from la_trt.model import QwenVL
+
+
+def dequantise(matrix: QuantisedMatrix) -> NDArray[np.float32]:
+    """The float32 matrix (K, N) that the codes stand for."""
+    k, n = matrix.shape
+    q = matrix.q
+    if matrix.bits == 4:
+        low = (q << 4).view(np.int8) >> 4
+        q = np.stack([low, q.view(np.int8) >> 4], axis=-1).reshape(-1)[: k * n].reshape(k, n)
+    scale = np.repeat(matrix.scale, matrix.block_size, axis=0)[:k]
+    return np.asarray(q * scale, np.float32)
 
 
 class ModelWeights:

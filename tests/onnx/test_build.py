@@ -89,7 +89,7 @@ def test_a_bf16_checkpoint_is_read_exactly(tmp_path: Path) -> None:
     from build_engines.build import CheckpointWeights
     from la_trt.files.checkpoint import open_checkpoint
     from la_trt.files.safetensors import SafetensorsFile
-    from la_trt.files.safetensors_writer import save_arrays
+    from tests.files.samples import save_arrays
 
     path = write_tiny_checkpoint(tmp_path / "ckpt")
     file = SafetensorsFile(path / "model.safetensors")
@@ -123,7 +123,7 @@ def test_wrong_options_and_checkpoints_leave_nothing(checkpoint: Path, tmp_path:
 def test_self_check_refuses_weights_that_overflow(tmp_path: Path) -> None:
     """Finite weights whose products are not: the build fails and leaves nothing."""
     from la_trt.files.safetensors import SafetensorsFile
-    from la_trt.files.safetensors_writer import save_arrays
+    from tests.files.samples import save_arrays
 
     path = write_tiny_checkpoint(tmp_path / "ckpt")
     file = SafetensorsFile(path / "model.safetensors")

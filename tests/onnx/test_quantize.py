@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from build_engines.graph import GraphWriter, WeightFile
 from build_engines.layers import LayerWriter
-from build_engines.quantize import dequantise, quantise, quantise_blocks
+from build_engines.quantize import quantise, quantise_blocks
 from la_trt.bindings import Binding
 from la_trt.engines.onnx_session import CPU
+from tests.onnx.helpers import dequantise
 
 
 def random_weight(n: int, k: int, seed: int = 0) -> NDArray[np.float32]:

@@ -18,9 +18,9 @@ from la_trt.processor.types import Prompt
 from la_trt.reattention.policy import Policy, Select, Trigger, preset
 from la_trt.session import GenerationOptions, Session
 from tests.model.configs import random_grids, random_model, random_pixels, random_prompt
-from train.batch import IGNORE, collate
+from train.batch import IGNORE, TrainingSequence, collate
 from train.learner import Learner
-from train.reinject import Injection, Masses, Turn, build_sequence, build_sequences, lay_out
+from train.reinject import Injection, Masses, Turn, build_sequences, lay_out
 
 R, R_END = 105, 106
 # One, none, several, first of all, two in a row, last of all.
@@ -45,6 +45,13 @@ class PlainTokens:
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([33 + token_id % 90])
+
+
+def build_sequence(
+    turn: Turn, policy: Policy, config: ModelConfig, masses: Masses | None = None
+) -> TrainingSequence:
+    """The sequence of one turn."""
+    return build_sequences([turn], policy, reflection_id=R, config=config, masses=masses)[0]
 
 
 def prompt_of(config: ModelConfig, seed: int) -> Prompt:
@@ -139,7 +146,7 @@ def test_copies_carry_no_loss_and_the_mask_is_kept() -> None:
     for inject in ("embed", "kv"):
         policy = replace(preset("copy"), inject=inject)
         turn = Turn(prompt=prompt, response_ids=response, learn=learn)
-        sequence = build_sequence(turn, policy, reflection_id=R, config=model.config)
+        sequence = build_sequence(turn, policy, model.config)
         num = prompt.num_visual
         assert len(sequence) == len(prompt.input_ids) + 5 + 2 * num
         assert (sequence.targets[sequence.visual_row >= 0] == IGNORE).all()
@@ -160,7 +167,7 @@ def test_gradients_reach_the_first_view_through_the_copies(inject: str) -> None:
         learn=np.array([False, False, True, True]),
     )
     policy = replace(preset("copy"), inject=inject)
-    sequence = build_sequence(turn, policy, reflection_id=R, config=model.config)
+    sequence = build_sequence(turn, policy, model.config)
     batch, learner = collate([sequence]), Learner(model, train_vision=True)
     learner.log_probs(batch, learner.see(batch)).mean().backward()
     parameter = model.visual.merger.mlp[2].weight
@@ -202,7 +209,7 @@ def test_a_trigger_that_depends_on_sampling_is_refused() -> None:
     turn = Turn(prompt=prompt_of(model.config, 23), response_ids=np.array([3, R, 4]))
     policy = replace(preset("copy"), trigger=Trigger(kind="entropy"))
     with pytest.raises(UsageError, match="entropy"):
-        build_sequence(turn, policy, reflection_id=R, config=model.config)
+        build_sequence(turn, policy, model.config)
 
 
 def test_training_goes_backward_after_a_rollout_of_the_same_picture() -> None:
@@ -210,7 +217,7 @@ def test_training_goes_backward_after_a_rollout_of_the_same_picture() -> None:
     prompt = prompt_of(model.config, 24)
     engine_log_probs(model, prompt, (3, R, 4), preset("route"))
     turn = Turn(prompt=prompt, response_ids=np.array([3, R, 4]))
-    sequence = build_sequence(turn, preset("copy"), reflection_id=R, config=model.config)
+    sequence = build_sequence(turn, preset("copy"), model.config)
     batch, learner = collate([sequence]), Learner(model, train_vision=True)
     learner.log_probs(batch, learner.see(batch)).sum().backward()
     assert all(p.grad is not None for p in learner.parameters())
@@ -232,9 +239,7 @@ def test_text_alone_can_be_learnt() -> None:
     )
     turn, policy = Turn(prompt=prompt, response_ids=np.array([3, R, 4])), preset("route")
     learner = Learner(model, train_vision=True)
-    sequence = build_sequence(
-        turn, policy, reflection_id=R, config=model.config, masses=own_masses(learner)
-    )
+    sequence = build_sequence(turn, policy, model.config, own_masses(learner))
     batch = collate([sequence])
     found = learner.log_probs(batch, learner.see(batch))
     expected, _ = engine_log_probs(model, prompt, (3, R, 4), policy)

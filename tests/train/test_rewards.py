@@ -219,3 +219,23 @@ def test_total_is_the_weighted_sum_and_truncation_is_an_option() -> None:
     assert total(replace(config, truncated="keep"), truncated=True) == 3.25
     with pytest.raises(ValueError, match="truncated"):
         RewardConfig(truncated="drop")  # type: ignore[arg-type]
+
+
+def test_each_reward_has_its_own_weight() -> None:
+    config = RewardConfig(accuracy_weight=2.0, format_weight=0.5, balance_weight=8.0)
+
+    def total(text: str, num_reflection_tokens: int = 0) -> float:
+        return reward_answer(
+            text,
+            "3",
+            num_reflections=num_reflection_tokens and 1,
+            num_reflection_tokens=num_reflection_tokens,
+            truncated=False,
+            config=config,
+        ).total
+
+    malformed = "<CONCLUSION>3</CONCLUSION>"
+    assert total(said("4")) == 0.5  # wrong, but well formed
+    assert total(malformed) == 2.0  # right, but malformed
+    assert total("neither", 100) == 8.0  # of the ideal length alone
+    assert total(said("3"), 100) == 10.5
