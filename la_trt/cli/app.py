@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -48,6 +49,7 @@ _MACHINE_ERRNO = {
     errno.EBUSY: "wait until it is free",
     errno.ENODEV: "choose another place",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ def run(args: Sequence[str]) -> int:
     """Run one command line; returns its exit code, every error already reported on stderr."""
     state = State()
     try:
+        _escape_unknown()
         with _plain_warnings():
             code = _invoke(args, state)
             sys.stdout.flush()
@@ -133,17 +136,37 @@ def _report(error: BaseException, state: State) -> int:
     if isinstance(error, BrokenPipeError):
         _discard_stdout()  # the reader of our output left: nobody is there to be told
         return 0
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return UsageError.exit_code
     if state.debug:
         traceback.print_exception(error, file=sys.stderr)
+    then = f"the same command goes on from {state.kept}" if state.kept else ""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        then = f": the same command goes on from {state.kept}" if state.kept else ""
-        print(f"la-trt: interrupted{then}", file=sys.stderr)
+        print(f"la-trt: interrupted{then and f': {then}'}", file=sys.stderr)
         return INTERRUPTED
     known = _as_known(error)
     if known.exit_code == MachineError.exit_code:
         _discard_stdout()
     print(known.render(), file=sys.stderr)
+    if then and _is_full(error) and os.path.exists(state.kept):
+        print(then, file=sys.stderr)
     return known.exit_code
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a full disk is behind an error."""
+    return any(
+        isinstance(problem, OSError) and problem.errno in _FULL
+        for problem in (error, error.__cause__)
+    )
+
+
+def _escape_unknown() -> None:
+    """Let characters that the terminal's encoding lacks be written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _discard_stdout() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import fields
@@ -15,13 +14,14 @@ from la_trt.cli.options import (
     IMAGE_LIMITS,
     PATH,
     STOP_LIMITS,
+    FiniteRange,
     limit_options,
     policy_options,
     sampling_options,
     source_options,
 )
 from la_trt.cli.source import Source, shipped_bundle
-from la_trt.cli.terminal import note, progress_bar
+from la_trt.cli.terminal import note, print_json, progress_bar
 from la_trt.errors import GateError, InputError, UsageError
 from la_trt.limits import Limits
 
@@ -83,7 +83,13 @@ _CHUNKS_OF_BATCHES = 4
     "--max-tokens", type=int, default=512, metavar="N", help="Tokens of an answer, at most."
 )
 @sampling_options
-@click.option("--seed", type=int, default=0, metavar="N", help="The same seed, the same answers.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="0 to 2^63 - 1; the same seed, the same answers.",
+)
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="Ends an answer, not part of it; repeatable."
 )
@@ -110,7 +116,7 @@ _CHUNKS_OF_BATCHES = 4
 )
 @click.option(
     "--worker-gpus",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     metavar="X",
     help="ray: GPUs that each engine has for itself.  [default: 0]",
 )
@@ -235,16 +241,15 @@ def _answer(work: Work, rows: BatchInput, journal: Journal, flags: dict[str, Any
     """Every row has its record in the journal when this returns."""
     from la_trt.offline.answer import refused
 
+    with progress_bar("answering") as progress:
+        for records in _records(work, flags) if len(work.spans) else ():
+            journal.append(records)
+            progress(f"{journal.num_refused} refused", len(journal.records), rows.num_rows)
+    # Last: a run whose model does not open leaves nothing that binds the next one.
     journal.append(
         refused(number, row_id, InputError(reason, name="E_ROW"))
         for number, (row_id, reason) in rows.bad.items()
     )
-    if not len(work.spans):
-        return
-    with progress_bar("answering") as progress:
-        for records in _records(work, flags):
-            journal.append(records)
-            progress(f"{journal.num_refused} refused", len(journal.records), rows.num_rows)
     assert len(journal.records) == rows.num_rows, "rows without a record"
 
 
@@ -276,7 +281,7 @@ def _report(
             "resumed": num_before,
             "seconds": round(seconds, 3),
         }
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     else:
         click.echo(f"{flags['output']}: {num_rows} rows, {refused} refused, in {seconds:.1f} s")
     if journal.num_numerical_errors:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,18 @@ import click
 
 from la_trt.cli.app import debug_option
 from la_trt.cli.options import (
+    IMAGE,
     IMAGE_LIMITS,
     PATH,
     limit_options,
     policy_options,
     source_options,
 )
-from la_trt.cli.source import Source
-from la_trt.cli.terminal import check_picture, progress_bar
+from la_trt.cli.source import Source, ask
+from la_trt.cli.terminal import check_picture, print_json, progress_bar
 from la_trt.limits import Limits
+
+DEFAULT_MAX_TOKENS = 256
 
 
 @click.command(name="bench")
@@ -26,7 +31,7 @@ from la_trt.limits import Limits
 @click.option(
     "--image",
     "images",
-    type=PATH,
+    type=IMAGE,
     multiple=True,
     metavar="FILE",
     help="Image to ask about; repeatable.  [default: a drawn one of 224 x 224 px]",
@@ -44,7 +49,10 @@ from la_trt.limits import Limits
 )
 @policy_options
 @click.option(
-    "--max-tokens", type=int, default=256, metavar="N", help="Tokens of an answer, at most."
+    "--max-tokens",
+    type=int,
+    metavar="N",
+    help=f"Tokens of an answer, at most.  [default: {DEFAULT_MAX_TOKENS}, or what fits]",
 )
 @click.option(
     "--fixed-length",
@@ -74,7 +82,7 @@ def command(
     images: tuple[Path, ...],
     prompt: str,
     policies: tuple[str, ...],
-    max_tokens: int,
+    max_tokens: int | None,
     fixed_length: bool,
     runs: int,
     warmup: int,
@@ -85,9 +93,9 @@ def command(
 ) -> None:
     """Measure a bundle under one or more policies.
 
-    All run in one process, in turn, with greedy decoding. Times are in milliseconds: median,
-    90th and 99th percentile. Each policy must give the same tokens in every run, or nothing
-    is reported (exit code 6).
+    All run in one process, in turn, with greedy decoding. Of each number: median, p90 and p99;
+    90 % and 99 % are as good as these or better. Each policy must give the same tokens in every
+    run, or nothing is reported (exit code 6).
     """
     from la_trt.cli import bench_report
     from la_trt.cli.measure import measure, sample_image
@@ -97,16 +105,20 @@ def command(
     )
     if plot is not None:
         check_picture(plot, "--plot")
-    cases = _cases(policies, max_tokens=max_tokens, ignore_eos=fixed_length, **settings)
+    most = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
+    cases = _cases(policies, max_tokens=most, ignore_eos=fixed_length, **settings)
     model = source.open(limits, mass=any(options.needs_mass for options in cases.values()))
-    request = model.prompt(list(images) or [sample_image()], prompt, max_tokens=max_tokens)
+    shown = images or (sample_image(),)
+    request, most = ask(model, shown, prompt, max_tokens, default=DEFAULT_MAX_TOKENS)
+    cases = {name: replace(options, max_tokens=most) for name, options in cases.items()}
     with progress_bar("measuring") as progress:
         measured = measure(model, request, cases, runs=runs, warmup=warmup, progress=progress)
     facts = bench_report.facts(model, request, measured, runs=runs, warmup=warmup)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False, allow_nan=False))
+        print_json(facts)
     else:
-        click.echo(bench_report.table(facts))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        click.echo(bench_report.table(facts, width))
     if plot is not None:
         bench_report.plot(plot, facts)
 

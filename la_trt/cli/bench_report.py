@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +19,22 @@ if TYPE_CHECKING:
     from la_trt.api import LookAgain
     from la_trt.processor.types import Prompt
 
+# Name -> share of the runs that are as good or better, in percent.
 QUANTILES = {"median": 50, "p90": 90, "p99": 99}
+RATES = ("decode_tok_s",)  # more is better
 STAGES = ("vision_ms", "prefill_ms", "decode_ms", "reinject_ms")
 # Metric -> (label, decimals).
 ROWS = {
-    "ttft_ms": ("first token", 1),
-    "tpot_ms": ("per token", 2),
-    "gap_ms": ("between tokens, nothing put in", 2),
-    "reinject_gap_ms": ("between tokens, looking again", 2),
-    "vision_ms": ("stage: vision", 1),
-    "prefill_ms": ("stage: prefill", 1),
-    "decode_ms": ("stage: decode", 1),
-    "reinject_ms": ("stage: re-injection", 1),
-    "total_ms": ("whole answer", 1),
-    "decode_tok_s": ("tokens/s", 1),
+    "ttft_ms": ("first token, ms", 1),
+    "tpot_ms": ("per token, ms", 2),
+    "gap_ms": ("between tokens, nothing put in, ms", 2),
+    "reinject_gap_ms": ("between tokens, looking again, ms", 2),
+    "vision_ms": ("stage: vision, ms", 1),
+    "prefill_ms": ("stage: prefill, ms", 1),
+    "decode_ms": ("stage: decode, ms", 1),
+    "reinject_ms": ("stage: re-injection, ms", 1),
+    "total_ms": ("whole answer, ms", 1),
+    "decode_tok_s": ("decode, tokens/s", 1),
     "peak_rss_mib": ("peak memory, MiB", 0),
 }
 
@@ -72,7 +75,10 @@ def _summary(measured: Measured) -> dict[str, Any]:
         "reinjected_tokens": first.usage.reinjected_tokens,
         "reinjections": sum(not r.skipped for r in first.reinjections),
         "finish_reason": first.finish_reason,
-        "metrics": {name: _quantiles(values) for name, values in _metrics(measured).items()},
+        "metrics": {
+            name: _quantiles(values, rate=name in RATES)
+            for name, values in _metrics(measured).items()
+        },
     }
 
 
@@ -89,42 +95,56 @@ def _metrics(measured: Measured) -> dict[str, list[float]]:
     return {name: metrics[name] for name in ROWS}
 
 
-def _quantiles(values: Sequence[float]) -> dict[str, float | int | None]:
+def _quantiles(values: Sequence[float], *, rate: bool = False) -> dict[str, float | int | None]:
     """Median, p90, p99 and the number of values; None where there were none.
 
-    Percentiles are of the values themselves: for a rate, p90 is what 90 % of the runs stay below.
+    p99 is the slow end: 99 % of the values are at most that, or, of a rate, at least that.
     """
     found: dict[str, float | int | None] = {
-        name: round(float(np.percentile(values, q)), 4) if values else None
+        name: round(float(np.percentile(values, 100 - q if rate else q)), 4) if values else None
         for name, q in QUANTILES.items()
     }
     found["n"] = len(values)
     return found
 
 
-def table(facts: Mapping[str, Any]) -> str:
-    """Metrics down, policies across; each cell is median / p90 / p99."""
+def table(facts: Mapping[str, Any], width: int | None = None) -> str:
+    """Metrics down, policies across; each cell is median / p90 / p99, p99 the slow end.
+
+    `width`: characters that a line may have. Where the table has more, each policy gets a table
+    of its own.
+    """
     policies = facts["policies"]
-    names = list(policies)
     engine = facts["engine"]
-    rows = [["ms: median / p90 / p99", *names]]
-    for metric, (label, decimals) in ROWS.items():
-        cells = [_cell(policies[name]["metrics"][metric], decimals) for name in names]
-        rows.append([label, *cells])
-    rows.append(["answer tokens", *(str(policies[n]["completion_tokens"]) for n in names)])
-    rows.append(["second looks", *(str(policies[n]["reinjections"]) for n in names)])
-    rows.append(["visual tokens put in", *(str(policies[n]["reinjected_tokens"]) for n in names)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         f"engine {engine['name']} ({engine['device']}, {engine['dtype']}), "
         f"prompt {facts['prompt_tokens']} tokens, {facts['visual_tokens']} of them visual; "
         f"{facts['runs']} runs after {facts['warmup']}",
         facts["machine"]["processor"],
     ]
+    whole = _table(policies)
+    if width is None or len(whole[0]) <= width:
+        return "\n".join([*lines, *whole])
+    head = [part for line in lines for part in textwrap.wrap(line, width)]
+    single = [line for name in policies for line in ("", *_table({name: policies[name]}))]
+    return "\n".join([*head, *single])
+
+
+def _table(policies: Mapping[str, Any]) -> list[str]:
+    """Lines of one width, the policies' names in the first."""
+    found = policies.values()
+    rows = [["median / p90 / p99", *policies]]
+    for metric, (label, decimals) in ROWS.items():
+        rows.append([label, *(_cell(policy["metrics"][metric], decimals) for policy in found)])
+    rows.append(["answer tokens", *(str(policy["completion_tokens"]) for policy in found)])
+    rows.append(["second looks", *(str(policy["reinjections"]) for policy in found)])
+    rows.append(["visual tokens put in", *(str(policy["reinjected_tokens"]) for policy in found)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
     for row in rows:
         first, *rest = (cell.rjust(w) for cell, w in zip(row, widths, strict=True))
         lines.append("  ".join([first.strip().ljust(widths[0]), *rest]))
-    return "\n".join(lines)
+    return lines
 
 
 def _cell(quantiles: Mapping[str, float | None], decimals: int) -> str:

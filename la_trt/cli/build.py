@@ -123,6 +123,7 @@ def command(
     template, and a list of every file with its sha256. No torch is needed, and no GPU where
     TensorRT-RTX is installed.
     """
+    _refuse_block_size(backend, quant, block_size)
     if triton is not None:
         from build_engines.triton.repository import check_repository
 
@@ -195,6 +196,14 @@ def _refuse_tensorrt_options(**given: Any) -> None:
         if value:
             flag = {"sms": "--sm"}.get(name, f"--{name.replace('_', '-')}")
             raise UsageError(f"{flag} is for TensorRT engines\nadd --backend tensorrt")
+
+
+def _refuse_block_size(backend: str, quant: str, block_size: str | None) -> None:
+    takers = ("int4",) if backend == "tensorrt" else ("int8", "int4")
+    if block_size is not None and quant not in takers:
+        raise UsageError(
+            f"--block-size has no effect on --quant {quant}\nadd --quant {' or '.join(takers)}"
+        )
 
 
 def _number(text: str | None) -> int | None:

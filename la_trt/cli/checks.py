@@ -105,7 +105,8 @@ def processor() -> str:
     known = set(flags[1].split()) if flags else set()
     features = [feature for feature in _FEATURES if feature in known]
     label = name[1].strip() if name else platform.processor() or platform.machine()
-    return f"{label}, {num_threads()} threads, {' '.join(features) or 'no known vector extension'}"
+    threads = f"{num_threads()} thread{'s' * (num_threads() != 1)}"
+    return f"{label}, {threads}, {' '.join(features) or 'no known vector extension'}"
 
 
 def num_threads() -> int:

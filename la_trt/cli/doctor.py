@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
 from la_trt.cli.app import debug_option
 from la_trt.cli.checks import Check, Status, machine_checks, package_checks
+from la_trt.cli.terminal import print_json
 from la_trt.errors import MachineError
 
 _MARKS: dict[Status, str] = {"ok": "ok", "failed": "FAILED", "absent": "--"}
@@ -34,7 +34,7 @@ def command(as_json: bool) -> None:
     failed = [check.name for check in checks if check.status == "failed"]
     if as_json:
         facts = {"ok": not failed, "checks": [asdict(check) for check in checks]}
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     else:
         _show(engines)
     if failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ from la_trt.cli.options import (
     source_options,
 )
 from la_trt.cli.source import Source
-from la_trt.cli.terminal import note
-from la_trt.errors import GateError, UsageError
+from la_trt.cli.terminal import note, print_json
+from la_trt.errors import GateError, InputError, UsageError
 from la_trt.limits import Limits
 
 if TYPE_CHECKING:
@@ -55,11 +55,16 @@ _MAX_TOKENS = 1024  # the paper's longest answer
     "--max-tokens",
     type=int,
     metavar="N",
-    help="Tokens of an answer, at most.  [default: 700 for lookworld, else 1024]",
+    help="Tokens of an answer, at most.  [default: 700 for lookworld, else 1024, but never more "
+    "than half of the context]",
 )
 @sampling_options
 @click.option(
-    "--seed", type=int, default=0, metavar="N", help="Of the sampling and of the bootstrap."
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Of the sampling and of the bootstrap, 0 to 2^63 - 1.",
 )
 @click.option(
     "--batch",
@@ -103,7 +108,7 @@ def command(
     report = _evaluate(source, limits, flags)
     if flags["as_json"]:
         shown = {name: value for name, value in report.items() if name != "units"}
-        click.echo(json.dumps(shown, ensure_ascii=False, allow_nan=False))
+        print_json(shown)
     else:
         click.echo(report_table(report), nl=False)
     broken = report["answers"]["num_numerical_errors"]
@@ -139,6 +144,7 @@ def _evaluate(source: Source, limits: Limits, flags: dict[str, Any]) -> dict[str
     if loaded.bad_rows:
         _warn(f"{data.data}: {len(loaded.bad_rows)} bad rows skipped", loaded.bad_rows)
     model = source.open(limits, mass=options.needs_mass)
+    options = _fitting(options, model, given=flags["max_tokens"] is not None)
     settings = _settings(source, model, name, data, options, flags)
     note(json.dumps(settings["asked"], ensure_ascii=False))
     with score_bar(name) as progress:
@@ -158,6 +164,23 @@ def _evaluate(source: Source, limits: Limits, flags: dict[str, Any]) -> dict[str
     if later:
         _warn(f"{later} questions could not be asked", report["bad_rows"][len(loaded.bad_rows) :])
     return report
+
+
+def _fitting(options: GenerationOptions, model: LookAgain, *, given: bool) -> GenerationOptions:
+    """The options with an answer that leaves room for a question. Raises InputError.
+
+    All questions of a run get the same `max_tokens`, which the report names.
+    """
+    most = model.engine.limits.max_len
+    if not given:
+        return replace(options, max_tokens=min(options.max_tokens, max(1, most // 2)))
+    if options.max_tokens >= most:
+        raise InputError(
+            f"--max-tokens {options.max_tokens}: the context of {most} tokens has no room for a "
+            "question besides\nlower --max-tokens",
+            name="E_CONTEXT_LENGTH",
+        )
+    return options
 
 
 def _data_source(name: str, flags: dict[str, Any]) -> DataSource:
@@ -269,6 +292,6 @@ def compare_command(
         with atomic_file(output / "compare.md") as file:
             file.write(table.encode())
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        print_json(found)
     else:
         click.echo(table, nl=False)

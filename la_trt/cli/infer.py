@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 
 from la_trt.cli.app import debug_option
 from la_trt.cli.options import (
+    IMAGE,
     IMAGE_LIMITS,
     PATH,
     STOP_LIMITS,
@@ -20,8 +21,15 @@ from la_trt.cli.options import (
     sampling_options,
     source_options,
 )
-from la_trt.cli.source import Source
-from la_trt.cli.terminal import AnswerPrinter, check_picture, note, print_stats, quiet_drawing
+from la_trt.cli.source import Source, ask
+from la_trt.cli.terminal import (
+    AnswerPrinter,
+    check_picture,
+    note,
+    print_json,
+    print_stats,
+    quiet_drawing,
+)
 from la_trt.errors import GateError, UsageError
 from la_trt.limits import Limits
 
@@ -30,13 +38,15 @@ if TYPE_CHECKING:
     from la_trt.engines.base import IntArray
     from la_trt.events import Event, Result
 
+DEFAULT_MAX_TOKENS = 512
+
 
 @click.command(name="infer")
 @source_options
 @click.option(
     "--image",
     "images",
-    type=PATH,
+    type=IMAGE,
     multiple=True,
     metavar="FILE",
     help="JPEG, PNG, WebP or GIF to ask about; repeatable, the images stand in this order.",
@@ -52,10 +62,19 @@ if TYPE_CHECKING:
 )
 @policy_options
 @click.option(
-    "--max-tokens", type=int, default=512, metavar="N", help="Tokens of the answer, at most."
+    "--max-tokens",
+    type=int,
+    metavar="N",
+    help=f"Tokens of the answer, at most.  [default: {DEFAULT_MAX_TOKENS}, or what fits]",
 )
 @sampling_options
-@click.option("--seed", type=int, default=0, metavar="N", help="The same seed, the same answer.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="0 to 2^63 - 1; the same seed, the same answer.",
+)
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="Ends the answer, not part of it; repeatable."
 )
@@ -77,6 +96,7 @@ def command(
     max_model_len: int | None,
     images: tuple[Path, ...],
     prompt: str,
+    max_tokens: int | None,
     as_json: bool,
     stats: bool,
     heatmap: Path | None,
@@ -93,17 +113,19 @@ def command(
     source = Source(
         engine=engine, ckpt=ckpt, backend=backend, threads=threads, max_model_len=max_model_len
     )
-    options = make_options(**generation, masses=heatmap is not None)
+    most = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
+    options = make_options(**generation, max_tokens=most, masses=heatmap is not None)
     options.check(limits)
     if heatmap is not None:
         check_picture(heatmap, "--heatmap")
         if not images:
             raise UsageError("--heatmap needs an image to draw on\ngive one with --image FILE")
     model = source.open(limits, mass=options.needs_mass)
-    request = model.prompt(list(images), prompt, max_tokens=options.max_tokens)
+    request, most = ask(model, images, prompt, max_tokens, default=DEFAULT_MAX_TOKENS)
+    options = replace(options, max_tokens=most)
     result = _answer(model.session.stream(request, options), as_json=as_json)
     if as_json:
-        click.echo(json.dumps(result.to_json(), ensure_ascii=False, allow_nan=False))
+        print_json(result.to_json())
     if stats:
         sys.stdout.flush()
         print_stats(result, sys.stderr)
@@ -146,11 +168,16 @@ def _answer(events: Iterator[Event], *, as_json: bool) -> Result:
     from la_trt.events import DoneEvent
 
     printer = None if as_json else AnswerPrinter(sys.stdout)
-    for event in events:
-        if isinstance(event, DoneEvent):
+    try:
+        for event in events:
+            if isinstance(event, DoneEvent):
+                return event.result
             if printer is not None:
-                printer.finish()
-            return event.result
+                printer.show(event)
+    except OSError:
+        printer = None  # it is stdout that fails
+        raise
+    finally:
         if printer is not None:
-            printer.show(event)
+            printer.finish()
     raise AssertionError("a session that ends without a result")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from la_trt.cli.app import debug_option
-from la_trt.cli.options import HEADER_LIMIT, IMAGE_LIMITS, PATH, limit_options
+from la_trt.cli.options import HEADER_LIMIT, IMAGE, IMAGE_LIMITS, PATH, limit_options
+from la_trt.cli.terminal import print_json
 from la_trt.errors import CheckpointError, UsageError
 from la_trt.limits import Limits
 
@@ -19,7 +19,7 @@ from la_trt.limits import Limits
 @click.option(
     "--preprocess",
     "image",
-    type=PATH,
+    type=IMAGE,
     metavar="IMAGE",
     help="Say how this image is resized and cut, by PATH's settings or Qwen2.5-VL's own.",
 )
@@ -40,7 +40,7 @@ def command(path: Path | None, image: Path | None, as_json: bool, limits: Limits
     if image is not None:
         facts["preprocess"] = _preprocess(image, path, limits)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
     else:
         for line in _lines(facts):
             click.echo(line)
@@ -154,7 +154,8 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         rows += [
             ("built by", f"la-trt {facts['la_trt_version']}, digest {facts['digest'][:16]}"),
-            ("quant", f"{facts['quant']}, asked for: {json.dumps(facts['request'])}"),
+            ("quant", facts["quant"]),
+            ("asked for", _asked(facts["request"])),
             ("context", f"{facts['max_model_len']} tokens"),
             ("image pixels", f"{facts['min_pixels']} to {facts['max_pixels']}"),
         ]
@@ -178,6 +179,17 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += [("file", f"{name}  {_bytes(size)}") for name, size in facts["files"].items()]
     return rows
+
+
+def _asked(request: dict[str, Any]) -> str:
+    """What the build was told, in words; what was left to the checkpoint does not appear."""
+    unused = "block_size" if request.get("quant") == "none" else ""
+    told = {name: v for name, v in request.items() if v is not None and name != unused}
+    values = {
+        name: " and ".join(map(str, v)) if isinstance(v, list) else str(v)
+        for name, v in told.items()
+    }
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
 def _listed(missing: list[str]) -> str:

@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from la_trt.errors import InputError
 from la_trt.limits import Limits
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PATH = click.Path(path_type=Path)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+class _Path(click.Path):
+    """A path, not empty. Whether it may be read, says who opens it: each has its own error."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and not value:
+            self.fail("expected a path, got an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _ImagePath(_Path):
+    """The path of an image."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and _URL.match(value):
+            raise InputError(
+                f"image {value}: URLs are not read\nsave the image and name its file",
+                name="E_IMAGE_FILE",
+            )
+        return super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers of a range, infinity and NaN not among them."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+PATH, IMAGE = _Path(), _ImagePath()
 IMAGE_LIMITS = {
     "max_image_bytes": "Bytes that one encoded image may have.",
     "max_image_pixels": "Pixels that one decoded image may have.",
@@ -133,18 +175,20 @@ def sampling_options(function: Callable[P, R]) -> Callable[P, R]:
                 type=float,
                 default=0.0,
                 metavar="T",
-                help="0: the most likely token, always.",
+                help="0 to 100; 0: the most likely token, always.",
             ),
             click.option(
                 "--top-p", type=float, default=1.0, metavar="P", help="Above 0, at most 1: off."
             ),
-            click.option("--top-k", type=int, default=0, metavar="K", help="0: off."),
+            click.option(
+                "--top-k", type=int, default=0, metavar="K", help="0 to 2^31 - 1; 0: off."
+            ),
             click.option(
                 "--repetition-penalty",
                 type=float,
                 default=1.0,
                 metavar="R",
-                help="Above 0; 1: off.",
+                help="Above 0, at most 100; 1: off.",
             ),
         )
     ):

@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from la_trt.cli.app import debug_option
+from la_trt.cli.app import INTERRUPTED, debug_option
 from la_trt.cli.options import (
     IMAGE_LIMITS,
     PATH,
     STOP_LIMITS,
+    FiniteRange,
     limit_options,
     source_options,
 )
@@ -22,13 +23,14 @@ from la_trt.cli.terminal import note
 from la_trt.errors import MachineError, UsageError
 from la_trt.limits import MIB, Limits
 from la_trt.reattention.policy import PRESETS
+from la_trt.serve.settings import MIN_API_KEY_CHARS, is_api_key
 
 _KEY_VARIABLE = "LA_TRT_API_KEY"
 _REFLECTIONS = {"max_reflections": "Reflections with visual tokens that a request may ask for."}
 _SWITCH_S = 0.0005
 _POSITIVE = click.IntRange(min=1)
 _NOT_NEGATIVE = click.IntRange(min=0)
-_SECONDS = click.FloatRange(min=0, min_open=True)
+_SECONDS = FiniteRange(min=0, min_open=True)
 
 
 @click.command(name="serve")
@@ -46,8 +48,8 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "--api-key-file",
     type=PATH,
     metavar="FILE",
-    help="Keys that let clients in, one a line; so does the environment variable "
-    f"{_KEY_VARIABLE}. Without either, everyone is let in.",
+    help=f"Keys that let clients in, one a line, each of {MIN_API_KEY_CHARS} ASCII characters or "
+    f"more; so does the environment variable {_KEY_VARIABLE}. Without either, everyone is let in.",
 )
 @click.option(
     "--policy",
@@ -94,7 +96,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--drain-seconds",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=30.0,
     metavar="S",
     help="Time that running requests get after SIGTERM; a second signal stops at once.",
@@ -201,6 +203,12 @@ def command(
             file=sys.stderr,
         )
     server.run()
+    if server.loading:
+        # Stopped before its model was there: what loads it cannot be told to stop.
+        if server.interrupted:
+            print("la-trt: interrupted", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED if server.interrupted else 0)
     if server.interrupted:
         raise KeyboardInterrupt
 
@@ -241,11 +249,22 @@ def _settings(
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:
-    found = [os.environ[_KEY_VARIABLE]] if os.environ.get(_KEY_VARIABLE) else []
+    """The keys of the environment and the file. Raises UsageError, which says where one is bad."""
+    found = {_KEY_VARIABLE: os.environ.get(_KEY_VARIABLE, "")}
     if path is not None:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        keys = [line for line in lines if line]
-        if not keys:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as problem:
+            why = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
+            raise UsageError(
+                f"--api-key-file {path}: cannot be read ({why})\nname a file with a key a line"
+            ) from None
+        if not any(map(str.strip, lines)):
             raise UsageError(f"--api-key-file {path}: holds no key")
-        found += keys
-    return tuple(found)
+        found |= {f"{path} line {n}": line.strip() for n, line in enumerate(lines, 1)}
+    for where, key in found.items():
+        if key and not is_api_key(key):
+            raise UsageError(
+                f"{where}: expected an API key of at least {MIN_API_KEY_CHARS} ASCII characters"
+            )
+    return tuple(key for key in found.values() if key)

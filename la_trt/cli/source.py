@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import la_trt
 from la_trt.assets import TINY_CHECKPOINT
 from la_trt.cli.terminal import note, progress_bar
-from la_trt.errors import BundleError, MachineError, UsageError
+from la_trt.errors import BundleError, InputError, MachineError, UsageError
 from la_trt.limits import Limits
 
 if TYPE_CHECKING:
     from la_trt.api import LookAgain
+    from la_trt.processor.image import ImageSource
+    from la_trt.processor.types import Prompt
 
 SHIPPED = TINY_CHECKPOINT
 _WAIT_FOR_OTHER_BUILD_S = 120.0
@@ -84,6 +87,33 @@ class Source:
         return LookAgain.from_bundle(self.engine, limits=limits, **options)
 
 
+def ask(
+    model: LookAgain,
+    images: Sequence[ImageSource],
+    prompt: str,
+    max_tokens: int | None,
+    *,
+    default: int,
+) -> tuple[Prompt, int]:
+    """The tokenised question, and how many tokens its answer may have.
+
+    `max_tokens` as the user gave it; else `default`, or what the context has left. Raises
+    InputError.
+    """
+    try:
+        request = model.prompt(list(images), prompt, max_tokens=max_tokens or 1)
+    except InputError as error:
+        if error.name != "E_CONTEXT_LENGTH":
+            raise
+        lower = "" if max_tokens is None else "lower --max-tokens, "
+        raise InputError(
+            f"{str(error).splitlines()[0]}\n{lower}shorten the text or send smaller images",
+            name=error.name,
+        ) from None
+    room = model.engine.limits.max_len - len(request.input_ids)
+    return request, min(default, room) if max_tokens is None else max_tokens
+
+
 def shipped() -> Path:
     """The checkpoint that comes with the package."""
     if not (SHIPPED / "config.json").is_file():
@@ -98,7 +128,12 @@ def shipped() -> Path:
 def cache_directory() -> Path:
     """Where built bundles are kept: `$XDG_CACHE_HOME/la-trt`, by default `~/.cache/la-trt`."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(root) if os.path.isabs(root) else Path("~/.cache").expanduser()
+    try:
+        base = Path(root) if os.path.isabs(root) else Path("~/.cache").expanduser()
+    except RuntimeError:
+        raise MachineError(
+            "there is no home directory to keep built models in\nset XDG_CACHE_HOME to a directory"
+        ) from None
     return base / "la-trt"
 
 
@@ -119,12 +154,22 @@ def shipped_bundle(*, rebuild: bool = False) -> Path:
                 build(shipped(), path, progress=progress)
             except MachineError as error:
                 # Another process is building the same bundle: wait for it, then use it.
+                if error.name == "E_WRITE":
+                    raise _unwritable_cache(error) from error.__cause__
                 if error.name != "E_LOCKED" or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
                 if not path.is_dir():
                     continue
             return path
+
+
+def _unwritable_cache(error: MachineError) -> MachineError:
+    return MachineError(
+        f"{str(error).splitlines()[0]}\n"
+        "set XDG_CACHE_HOME to a directory that can be written, or name a bundle with --engine DIR",
+        name=error.name,
+    )
 
 
 def _open_shipped(limits: Limits | None, options: dict[str, Any]) -> LookAgain:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
 
 from la_trt.errors import MachineError, UsageError
 from la_trt.events import Event, ReflectionEvent, ReinjectEvent, Result, TokenEvent
@@ -32,10 +37,7 @@ def describe_injection(event: ReinjectEvent) -> str:
     """One line: what was put into the context, or why nothing was."""
     if event.skipped:
         return f"no second look: {event.skipped.replace('_', ' ')}"
-    return (
-        f"looks again: {event.num_tokens} visual tokens "
-        f"({event.select}, {event.kind}, {event.ms:.1f} ms)"
-    )
+    return f"looks again: {event.num_tokens} visual tokens ({event.select}, {event.kind})"
 
 
 class AnswerPrinter:
@@ -137,6 +139,12 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
         yield update
 
 
+def print_json(value: Any) -> None:
+    """One JSON object on a line of stdout, with escapes where its encoding is not UTF-8."""
+    encoding = (sys.stdout.encoding or "utf-8").lower().replace("-", "")
+    click.echo(json.dumps(value, ensure_ascii=encoding != "utf8", allow_nan=False))
+
+
 def note(message: str) -> None:
     """A line of progress for a person who waits; nothing where stderr is not a terminal."""
     if sys.stderr.isatty():
@@ -151,13 +159,22 @@ def quiet_drawing() -> None:
 
 
 def check_picture(path: Path, flag: str) -> None:
-    """Nothing; raises UsageError unless `path` names a PNG, MachineError if it is a directory.
+    """Nothing; raises UsageError unless `path` names a PNG, MachineError if it cannot be written.
 
     Called before minutes of work, so that a slip of the pen costs none.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise MachineError(
             f"{flag} {path}: is a directory\ngive the name of a PNG file", name="E_OUTPUT_EXISTS"
         )
     if path.suffix.lower() != ".png":
         raise UsageError(f"{flag} {path}: expected the name of a .png file")
+    try:
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as problem:
+        raise MachineError(
+            f"{flag} {path}: cannot be written ({problem.strerror})\nchoose another place",
+            name="E_WRITE",
+        ) from problem

@@ -48,10 +48,10 @@ def _tensorrt() -> Check:
 
 def _providers() -> Check:
     try:
-        import onnxruntime
+        from la_trt.engines.ort import ort
     except ImportError as error:
         return Check(name="onnx providers", status="failed", detail=_one_line(error))
-    names = onnxruntime.get_available_providers()
+    names = ort.get_available_providers()
     return Check(
         name="onnx providers",
         status="ok" if "CPUExecutionProvider" in names else "failed",

@@ -33,6 +33,7 @@ __all__ = ["Bundle", "BundleLimits", "BundleWriter", "Manifest", "open_bundle", 
 Progress = Callable[[int, int], None]
 _PIECE_BYTES = 1 << 20
 _MAX_REPLACED = 5  # times that a build may replace the bundle while it is opened
+_NATIVE_WEIGHTS = "native.safetensors"
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -65,9 +66,11 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a listed file. Raises BundleError (E_MISSING_FILE) when not listed."""
         if name not in self:
-            raise BundleError(
-                f"{self.path / name}: not part of this bundle\n{REBUILD}", name="E_MISSING_FILE"
-            )
+            what, todo = "not part of this bundle", REBUILD
+            if name.endswith(".onnx") and _NATIVE_WEIGHTS in self:
+                what += ", which was built with --backend native"
+                todo = f"run it with --backend native, or {REBUILD}"
+            raise BundleError(f"{self.path / name}: {what}\n{todo}", name="E_MISSING_FILE")
         return self.path / name
 
 
@@ -81,6 +84,12 @@ def open_bundle(
     A bundle that a build replaces in the meantime is opened again.
     """
     path = Path(path)
+    with _read_errors(path):
+        there = path.exists()
+    if not there:
+        raise BundleError(
+            f"{path}: no such directory\ncheck the name, or {REBUILD}", name="E_MISSING_FILE"
+        )
     for _ in range(_MAX_REPLACED):
         with _read_errors(path):
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -259,15 +268,20 @@ def _check_listing(path: Path, listed: set[str]) -> None:
                 name = f"{prefix}{entry.name}"
                 if entry.is_symlink():
                     raise BundleError(
-                        f"{path}/{show(name)}: a symbolic link\n{REBUILD}", name="E_LINK"
+                        f"{path}/{_plain(name)}: a symbolic link\n{REBUILD}", name="E_LINK"
                     )
                 if entry.is_dir(follow_symlinks=False) and name in parents:
                     pending.append(f"{name}/")
                 elif name not in listed and name != MANIFEST:
                     raise BundleError(
-                        f"{path}/{show(name)}: not listed in bundle.json\n{REBUILD}",
+                        f"{path}/{_plain(name)}: not listed in bundle.json\n{REBUILD}",
                         name="E_UNLISTED_FILE",
                     )
+
+
+def _plain(name: str) -> str:
+    """The name as it is where that can do no harm, else safe to print."""
+    return show(name) if check_file_name(name) else name
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ _UPRIGHT = {
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _HAS_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+# Encoders write a few thousand; millions of empty ones would keep us busy for seconds.
+MAX_PNG_CHUNKS = 100_000
 # Warning filters are process-wide, so only one thread at a time may change them.
 _FILTERS = threading.Lock()
 
@@ -76,6 +79,8 @@ def _decode(data: bytes, limits: Limits) -> Image.Image:
         raise _too_many_bytes(len(data), limits)
     header = read_header(data)
     check_size(header.width, header.height, limits)
+    if header.format == "PNG":
+        _check_png(memoryview(data))
     try:
         image = _open(data, header.format)
         check_size(image.width, image.height, limits)
@@ -138,9 +143,33 @@ def _too_many_bytes(size: int, limits: Limits) -> InputError:
 
 def _damaged(name: str, error: BaseException) -> InputError:
     detail = " ".join(str(error).split())[:120]
+    return _undecodable(name, f"{type(error).__name__}: {detail}")
+
+
+def _undecodable(name: str, why: str) -> InputError:
     return InputError(
-        f"image: cannot decode this {name} ({type(error).__name__}: {detail})\n"
-        "it is truncated or damaged; save it again",
+        f"image: cannot decode this {name} ({why})\nit is truncated or damaged; save it again",
+        name="E_IMAGE_DECODE",
+    )
+
+
+def _check_png(data: memoryview) -> None:
+    """Nothing; raises InputError where a chunk's checksum differs, which decoders pass over."""
+    at = 8
+    for _ in range(MAX_PNG_CHUNKS):
+        if at == len(data):
+            return  # without its last chunk: the pixels are there, or the decoder misses them
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            raise _undecodable("PNG", f"the chunk at byte {at} ends too early")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise _undecodable("PNG", f"the checksum of the chunk at byte {at} differs")
+        if bytes(data[at + 4 : at + 8]) == b"IEND":
+            return
+        at = end + 4
+    raise InputError(
+        f"image: more than {MAX_PNG_CHUNKS} PNG chunks\nsave it again with an encoder's usual "
+        "settings",
         name="E_IMAGE_DECODE",
     )
 

@@ -135,7 +135,8 @@ def save_heatmap(
         axis.set_xticks([])
         axis.set_yticks([])
     if drawn is not None:
-        bar = figure.colorbar(drawn, ax=list(axes.flat), fraction=0.03, pad=0.01)
+        # panchor: by itself the bar draws the images to its side of their columns.
+        bar = figure.colorbar(drawn, ax=list(axes.flat), fraction=0.03, pad=0.01, panchor=False)
         bar.set_label("mean attention on a visual token", fontsize=8)
         bar.ax.tick_params(labelsize=7)
     if heading:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from la_trt.errors import UsageError
 from la_trt.limits import MIB
+
+MIN_API_KEY_CHARS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +84,20 @@ class ServeSettings:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("max_waiting", "vision_cache_bytes", "drain_s"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if any(len(key) < 8 or not key.isascii() for key in self.api_keys):
-            raise UsageError("API key: expected at least 8 ASCII characters")
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(f"{name}: expected a number of at least 0, got {value}")
+        if not all(map(is_api_key, self.api_keys)):
+            raise UsageError(f"API key: expected at least {MIN_API_KEY_CHARS} ASCII characters")
+
+
+def is_api_key(text: str) -> bool:
+    """Whether a text is long and plain enough to be asked for as a key."""
+    return len(text) >= MIN_API_KEY_CHARS and text.isascii()
 
 
 def _positive(settings: HttpLimits) -> None:
     for f in fields(settings):
-        if getattr(settings, f.name) <= 0:
-            raise UsageError(f"{f.name}: expected more than 0, got {getattr(settings, f.name)}")
+        value = getattr(settings, f.name)
+        if not 0 < value < math.inf:
+            raise UsageError(f"{f.name}: expected a number above 0, got {value}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tomllib
@@ -28,24 +27,16 @@ def test_version(process: RunCli) -> None:
     assert (outcome.code, outcome.out, outcome.err) == (0, f"la-trt {la_trt.__version__}\n", "")
 
 
-def test_help_is_quick(process: RunCli) -> None:
-    """Processor time, so that a busy machine does not matter."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert process("--help").code == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.3, seconds
-
-
 def test_help_imports_nothing_heavy() -> None:
+    """Of what is installed, click alone: nothing that takes a second to load."""
     code = (
-        "import sys; from la_trt.cli.app import run; run(['--help']); "
-        "print(sorted({'numpy', 'torch', 'onnxruntime', 'rich', 'PIL'} & set(sys.modules)))"
+        "import sys; before = set(sys.modules); from la_trt.cli.app import run; run(['--help']); "
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(sorted(new - set(sys.stdlib_module_names)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[0].startswith("Usage: la-trt")
+    assert done.stdout.splitlines()[-1] == "['click', 'la_trt']"
 
 
 def test_no_command_needs_torch(
@@ -236,7 +227,9 @@ def test_bench(cli: RunCli, reflecting: Path, picture: Path, tmp_path: Path) -> 
     for policy in facts["policies"].values():
         for name, found in policy["metrics"].items():
             if found["n"]:
-                assert 0 <= found["median"] <= found["p90"] <= found["p99"], name
+                ordered = [found["median"], found["p90"], found["p99"]]
+                slower = ordered[::-1] if name in bench_report.RATES else ordered
+                assert slower[0] >= 0 and slower == sorted(slower), name
         assert policy["metrics"]["ttft_ms"]["n"] == 3
         assert policy["metrics"]["peak_rss_mib"]["median"] > 20
     with Image.open(plot) as image:
@@ -248,7 +241,7 @@ def test_bench_table(cli: RunCli, reflecting: Path) -> None:
     outcome = cli(*call, "--policy", "copy", "--policy", "never", "--route-percent", 10)
     assert outcome.code == 0 and outcome.err == ""
     lines = outcome.out.splitlines()
-    assert lines[2].split() == ["ms:", "median", "/", "p90", "/", "p99", "copy", "never"]
+    assert lines[2].split() == ["median", "/", "p90", "/", "p99", "copy", "never"]
     assert [line.split()[-2:] for line in lines if line.startswith("second looks")] == [["3", "0"]]
     assert len({len(line) for line in lines[2:]}) == 1
 
@@ -284,3 +277,5 @@ def test_bench_refuses_answers_that_differ(
 def test_quantiles() -> None:
     found = bench_report._quantiles([float(n) for n in range(101)])
     assert found == {"median": 50.0, "p90": 90.0, "p99": 99.0, "n": 101}
+    found = bench_report._quantiles([float(n) for n in range(101)], rate=True)
+    assert found == {"median": 50.0, "p90": 10.0, "p99": 1.0, "n": 101}

@@ -21,7 +21,7 @@ from la_trt.events import ReflectionEvent, ReinjectEvent, TokenEvent
 from tests.cli.conftest import RunCli
 
 DEFAULT = "native" if find_spec("la_trt._native") else "onnx"
-MARK = re.compile(r"\[looks again: (\d+) visual tokens \((\w+), (\w+), [\d.]+ ms\)\]")
+MARK = re.compile(r"\[looks again: (\d+) visual tokens \((\w+), (\w+)\)\]")
 
 
 def test_text_alone_on_stdout(process: RunCli, bundle: Path, picture: Path) -> None:
@@ -240,7 +240,7 @@ def test_marks_stand_on_lines_of_their_own() -> None:
     printer.show(ReinjectEvent(**looks, num_tokens=0, ms=0.0, skipped="no_room"))  # type: ignore[arg-type]
     printer.finish()
     assert stream.getvalue() == (
-        "one <REFLECTION>\n[looks again: 64 visual tokens (all, embed, 1.3 ms)]\n"
+        "one <REFLECTION>\n[looks again: 64 visual tokens (all, embed)]\n"
         "two\n[no second look: no room]\n"
     )
 

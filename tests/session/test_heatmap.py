@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from la_trt.errors import InputError, MachineError
 from la_trt.events import Result
 from la_trt.reattention.policy import preset
+from la_trt.report import heatmap
 from la_trt.report.heatmap import (
     MAX_PANELS,
     Panel,
@@ -113,6 +115,23 @@ def test_several_images_of_ugly_sizes_draw(tmp_path: Path) -> None:
     with Image.open(path) as drawn:
         assert drawn.format == "PNG"
         assert drawn.width > drawn.height > 100
+
+
+def test_a_narrow_image_stands_in_the_middle_of_its_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(heatmap, "_write", lambda figure, path: drawn.append(figure))
+    images = [Image.new("RGB", (600, 150)), Image.new("RGB", (40, 400))]
+    grids = np.array([[1, 4, 16], [1, 20, 4]])
+    panel = Panel(title="first view", snippet="", mass=np.ones(36, np.float32), steps=(0, 1))
+    save_heatmap(tmp_path / "map.png", images, grids, [panel, panel])
+    (figure,) = drawn
+    figure.canvas.draw()
+    wide, narrow = figure.axes[:3], figure.axes[3:6]
+    for above, below in zip(wide, narrow, strict=True):
+        middles = [axis.get_window_extent() for axis in (above, below)]
+        assert abs(middles[0].x0 + middles[0].x1 - middles[1].x0 - middles[1].x1) < 4
 
 
 def test_a_place_that_cannot_be_written_is_an_environment_error(tmp_path: Path) -> None:
