@@ -51,6 +51,8 @@ if(NOT LATRT_PYTHON)
     INSTALL_DESTINATION ${LATRT_CMAKE_DIR})
   write_basic_package_version_file(${PROJECT_BINARY_DIR}/latrt-config-version.cmake
     VERSION ${LATRT_VERSION} COMPATIBILITY SameMinorVersion)
+  # From where latrt.pc will lie, so that `cmake --install --prefix` may choose another prefix.
+  file(RELATIVE_PATH LATRT_PC_PREFIX ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
   configure_file(csrc/latrt.pc.in ${PROJECT_BINARY_DIR}/latrt.pc @ONLY)
   set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME embedding)
   install(TARGETS latrt EXPORT latrt-targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
@@ -72,6 +74,10 @@ if(LATRT_TESTS)
   target_link_libraries(latrt_runtime_tests PRIVATE latrt_capi)
   set(LATRT_GOLDEN ${PROJECT_SOURCE_DIR}/tests/embedding/golden)
   target_compile_definitions(latrt_runtime_tests PRIVATE LATRT_GOLDEN="${LATRT_GOLDEN}")
+  # Replaces operator new, so it stands alone.
+  add_executable(latrt_scarce_tests csrc/tests/main.cpp csrc/tests/test_scarce.cpp)
+  target_link_libraries(latrt_scarce_tests PRIVATE latrt_capi ${CMAKE_DL_LIBS})
+  target_compile_definitions(latrt_scarce_tests PRIVATE LATRT_GOLDEN="${LATRT_GOLDEN}")
   add_executable(latrt_fuzz csrc/tests/fuzz_bundles.cpp)
   target_link_libraries(latrt_fuzz PRIVATE latrt_capi)
   target_compile_definitions(latrt_fuzz PRIVATE LATRT_GOLDEN="${LATRT_GOLDEN}")
@@ -81,6 +87,8 @@ if(LATRT_TESTS)
       add_test(NAME ${group} COMMAND latrt_runtime_tests ${group}_)
       set_tests_properties(${group} PROPERTIES TIMEOUT 120)
     endforeach()
+    add_test(NAME scarce COMMAND latrt_scarce_tests)
+    set_tests_properties(scarce PROPERTIES TIMEOUT 300)
     # Three threads with sessions of one model, each answer compared with Python's.
     add_test(NAME golden COMMAND sh -c "exec $<TARGET_FILE:latrt_probe> 3 < traces.jsonl"
       WORKING_DIRECTORY ${LATRT_GOLDEN})

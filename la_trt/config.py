@@ -14,7 +14,18 @@ from typing import Any
 
 from la_trt.errors import CheckpointError
 
+# As csrc/runtime/config.cpp has them: every size and product of sizes fits 32 bits.
 MAX_LAYERS = 1024
+MAX_SIZE = 1 << 20
+_LIMITS = {
+    "depth": MAX_LAYERS,
+    "num_hidden_layers": MAX_LAYERS,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 30,
+    "patch_size": 1024,
+    "temporal_patch_size": 64,
+    "spatial_merge_size": 64,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +46,12 @@ class VisionConfig:
     tokens_per_second: int = 2
 
     def __post_init__(self) -> None:
-        _check_sizes(self, layers="depth")
+        _check_sizes(self)
         _require(self.hidden_size % self.num_heads == 0, "vision hidden_size % num_heads")
         _require(self.head_dim % 4 == 0, "vision head_dim % 4")
+        _require(self.patch_dim <= MAX_SIZE, "values of a patch")
+        merged = self.hidden_size * self.spatial_merge_size**2
+        _require(merged <= MAX_SIZE, "vision hidden_size * spatial_merge_size^2")
         _require(
             self.window_size >= self.patch_size * self.spatial_merge_size,
             "vision window_size >= patch_size * spatial_merge_size",
@@ -71,11 +85,14 @@ class TextConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        _check_sizes(self, layers="num_hidden_layers")
+        _check_sizes(self)
         _require(self.rope_theta > 0 and self.rms_norm_eps > 0, "rope_theta, rms_norm_eps > 0")
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_attention_heads % num_key_value_heads",
+        )
+        _require(
+            self.num_attention_heads * self.head_dim <= MAX_SIZE, "num_attention_heads * head_dim"
         )
         _require(
             len(self.mrope_section) == 3 and sum(self.mrope_section) * 2 == self.head_dim,
@@ -173,12 +190,12 @@ class ModelConfig:
         }
 
 
-def _check_sizes(config: VisionConfig | TextConfig, *, layers: str) -> None:
-    """Every integer field is a size from 1 to 2**31; the number of layers at most 1024."""
+def _check_sizes(config: VisionConfig | TextConfig) -> None:
+    """Every integer field is a size from 1 to its limit, `MAX_SIZE` unless another is named."""
     for field in fields(config):
         value = getattr(config, field.name)
         if field.type == "int":
-            limit = MAX_LAYERS if field.name == layers else 1 << 31
+            limit = _LIMITS.get(field.name, MAX_SIZE)
             _require(0 < value <= limit, f"{field.name} is {value}, must be 1 to {limit}")
 
 

@@ -30,7 +30,8 @@ const Kernels& kernels_named(const std::string& name) {
     if (!parse_isa(name.c_str(), isa))
         throw nb::value_error(("isa: unknown level " + name).c_str());
     const Kernels* kernels = find_kernels(isa);
-    if (!kernels) throw nb::value_error(("isa: this processor or build lacks level " + name).c_str());
+    if (!kernels)
+        throw nb::value_error(("isa: this processor or build lacks level " + name).c_str());
     return *kernels;
 }
 

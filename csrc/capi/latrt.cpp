@@ -5,6 +5,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "runtime/error.h"
@@ -53,6 +54,9 @@ latrt_status guarded(F&& body) noexcept {
         return fail(static_cast<latrt_status>(error.status()), error.name().c_str(), error.what());
     } catch (const std::bad_alloc&) {
         return fail(LATRT_MACHINE, "E_MEMORY", "no memory\nuse smaller images or fewer tokens");
+    } catch (const std::system_error&) {
+        return fail(LATRT_MACHINE, "E_ENVIRONMENT",
+                    "the system gives no more threads or memory\nask for fewer threads");
     } catch (const std::exception& error) {
         return fail(LATRT_INTERNAL, "E_INTERNAL", error.what());
     } catch (...) {
@@ -61,6 +65,8 @@ latrt_status guarded(F&& body) noexcept {
 }
 
 constexpr size_t kMaxStop = 4, kMaxImages = 8;
+constexpr size_t kMaxEvents = 4;  // of one step
+constexpr int32_t kMaxThreads = 1024;
 
 void require(bool condition, const char* what) {
     if (!condition) throw Error(Status::usage, "E_USAGE", what);
@@ -155,6 +161,7 @@ void show(latrt_session* s) {
 
 void step(latrt_session* s) {
     s->events.clear(), s->views.clear();
+    s->views.reserve(kMaxEvents);  // before, so that no event is lost for want of memory
     s->session.step(s->events);
     show(s);
 }
@@ -187,7 +194,8 @@ latrt_status latrt_open(const char* bundle, const latrt_model_options* options,
         latrt_model_options o;
         latrt_model_options_init(&o);
         if (options) o = *options;
-        require(o.threads >= 0, "threads: expected 0 or more");
+        require(o.threads >= 0 && o.threads <= kMaxThreads,
+                "threads: expected 0 (all that the process may use) to 1024");
         require(!o.isa || *o.isa, "isa: empty");
         latrt::ModelOptions made;
         made.isa = o.isa ? o.isa : "auto";
@@ -313,8 +321,7 @@ latrt_status latrt_append_tokens(latrt_session* session, const int64_t* ids, siz
                             "token id " + std::to_string(ids[i]) +
                                 ": outside the vocabulary, or one that only an image brings");
         }
-        prompt.ids.insert(prompt.ids.end(), ids, ids + count);
-        prompt.visual_row.resize(prompt.ids.size(), -1);
+        prompt.append(list(ids, count, "latrt_append_tokens: null"));
     });
 }
 

@@ -7,6 +7,43 @@ namespace {
 
 constexpr int kScaleRun = 4;  // blocks that share a scale, where they do
 
+// As runtime/config.cpp and la_trt/config.py bound them; all sums and products below fit.
+constexpr int64_t kMaxSize = 1 << 20, kMaxVocabulary = 1 << 24, kMaxLayers = 1024;
+
+void require(bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(std::string("sizes do not agree: ") + what);
+}
+
+void check_size(const char* name, int64_t size, int64_t most = kMaxSize) {
+    if (size >= 1 && size <= most) return;
+    throw std::invalid_argument(std::string("sizes: ") + name + " is " + std::to_string(size) +
+                                ", expected 1 to " + std::to_string(most));
+}
+
+void check_sizes(const DecoderConfig& c) {
+    check_size("vocab_size", c.vocab_size, kMaxVocabulary);
+    check_size("hidden_size", c.width);
+    check_size("intermediate_size", c.ffn);
+    check_size("num_hidden_layers", c.num_layers, kMaxLayers);
+    check_size("num_attention_heads", c.num_heads);
+    check_size("num_key_value_heads", c.num_kv_heads);
+    check_size("head_dim", c.head_dim);
+    check_size("num_attention_heads * head_dim", int64_t{c.num_heads} * c.head_dim);
+    require(c.num_heads % c.num_kv_heads == 0, "num_attention_heads % num_key_value_heads");
+}
+
+void check_sizes(const VisionConfig& c, size_t depth) {
+    check_size("vision depth", static_cast<int64_t>(depth), kMaxLayers);
+    check_size("vision hidden_size", c.width);
+    check_size("vision intermediate_size", c.ffn);
+    check_size("vision out_hidden_size", c.out_width);
+    check_size("vision num_heads", c.num_heads);
+    check_size("values of a patch", c.patch_dim);
+    check_size("vision merge^2", c.merge_unit);
+    check_size("vision hidden_size * merge^2", int64_t{c.width} * c.merge_unit);
+    require(int64_t{c.num_heads} * c.head_dim == c.width, "vision num_heads * head_dim");
+}
+
 const char* name_of(DType dtype) {
     constexpr const char* kNames[] = {"f32", "u16", "u8", "?"};
     return kNames[static_cast<int>(dtype)];
@@ -68,6 +105,7 @@ Matrix Weights::matrix(const std::string& name, int n, int k, bool bias) const {
 }
 
 DecoderWeights Weights::decoder(const DecoderConfig& c) const {
+    check_sizes(c);
     DecoderWeights out;
     const int q = c.num_heads * c.head_dim, kv = c.num_kv_heads * c.head_dim;
     out.embed = matrix("model.embed_tokens", c.vocab_size, c.width, false);
@@ -89,6 +127,7 @@ DecoderWeights Weights::decoder(const DecoderConfig& c) const {
 }
 
 VisionWeights Weights::vision(const VisionConfig& c, const std::vector<bool>& whole) const {
+    check_sizes(c, whole.size());
     VisionWeights out;
     out.patch_embed = matrix("visual.patch_embed.proj", c.width, c.patch_dim, false);
     for (size_t i = 0; i < whole.size(); ++i) {

@@ -57,11 +57,25 @@ void check_image(const RgbImage& image) {
         refuse("E_IMAGE_TOO_LARGE", ", at most 50000000 are allowed\nscale it down");
 }
 
+// Room for `count` more, so that appending them cannot fail; grows as push_back does.
+template <class T>
+void make_room(std::vector<T>& to, size_t count) {
+    const size_t needed = to.size() + count;
+    if (needed > to.capacity()) to.reserve(std::max(needed, 2 * to.size()));
+}
+
 }  // namespace
 
 int64_t Prompt::num_visual() const {
     return std::count_if(visual_row.begin(), visual_row.end(),
                          [](int64_t row) { return row >= 0; });
+}
+
+void Prompt::append(const std::vector<int64_t>& tokens) {
+    make_room(ids, tokens.size());
+    make_room(visual_row, tokens.size());
+    ids.insert(ids.end(), tokens.begin(), tokens.end());
+    visual_row.resize(ids.size(), -1);
 }
 
 Model::Model(const std::string& path, const ModelOptions& options)
@@ -83,8 +97,8 @@ void Model::read_processor() {
         file = "preprocessor_config.json";
         image_config_ = ImageConfig::parse(Json::parse(bundle_.text(file)));
         std::string source = kDefaultTemplate;
-        if (bundle_.texts.count("chat_template.jinja")) {
-            source = bundle_.texts["chat_template.jinja"];
+        if (bundle_.texts.count(file = "chat_template.jinja")) {
+            source = bundle_.texts[file];
         } else {
             for (const char* name : {"chat_template.json", "tokenizer_config.json"}) {
                 if (!bundle_.texts.count(file = name)) continue;
@@ -148,9 +162,7 @@ std::unique_ptr<Vision> Model::make_vision() const {
 }
 
 void Model::append_text(Prompt& prompt, std::string_view text) const {
-    const std::vector<int64_t> ids = tokenizer_->encode(text);
-    prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
-    prompt.visual_row.resize(prompt.ids.size(), -1);
+    prompt.append(tokenizer_->encode(text));
 }
 
 void Model::append_control(Prompt& prompt, const std::string& token) const {
@@ -160,8 +172,7 @@ void Model::append_control(Prompt& prompt, const std::string& token) const {
                     "control token '" + token.substr(0, 80) +
                         "': not one of the checkpoint's, or one that only an image brings");
     }
-    prompt.ids.push_back(*id);
-    prompt.visual_row.push_back(-1);
+    prompt.append({*id});
 }
 
 void Model::append_image(Prompt& prompt, const RgbImage& image) const {
@@ -170,14 +181,18 @@ void Model::append_image(Prompt& prompt, const RgbImage& image) const {
         throw Error(Status::input, "E_IMAGE_COUNT", "images: at most 8 a request");
     Patches patches = preprocess(image, image_config_);
     const int merge = image_config_.merge_size;
-    int64_t row = prompt.num_visual();
-    const int64_t end = row + int64_t{patches.grid_h} * patches.grid_w / (merge * merge);
-    for (; row < end; ++row) {
+    const int64_t row = prompt.num_visual();
+    const int64_t tokens = int64_t{patches.grid_h} * patches.grid_w / (merge * merge);
+    auto& pixels = prompt.pixel_values;
+    make_room(prompt.ids, static_cast<size_t>(tokens));
+    make_room(prompt.visual_row, static_cast<size_t>(tokens));
+    make_room(prompt.grids, 1);
+    if (!pixels.empty()) make_room(pixels, patches.pixel_values.size());
+    for (int64_t i = 0; i < tokens; ++i) {
         prompt.ids.push_back(config().image_token_id);
-        prompt.visual_row.push_back(row);
+        prompt.visual_row.push_back(row + i);
     }
     prompt.grids.push_back({patches.grid_h, patches.grid_w});
-    auto& pixels = prompt.pixel_values;
     if (pixels.empty()) {
         pixels = std::move(patches.pixel_values);
     } else {

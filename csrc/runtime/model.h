@@ -36,6 +36,9 @@ struct Prompt {
     std::vector<float> pixel_values;
 
     int64_t num_visual() const;
+
+    // Appends tokens of text, all or none.
+    void append(const std::vector<int64_t>& tokens);
 };
 
 // Immutable once made, so that any number of threads may read it.
@@ -60,7 +63,8 @@ class Model {
     // control token. Throws Error E_PROMPT, E_MESSAGES, E_IMAGE_*, E_TEXT, E_TEMPLATE.
     Prompt chat(const std::vector<Message>& messages, const std::vector<RgbImage>& images) const;
 
-    // Appends plain text, a control token, an image's patches and pads. Throw Error.
+    // Appends plain text, a control token, an image's patches and pads, all or nothing. Throw
+    // Error.
     void append_text(Prompt& prompt, std::string_view text) const;
     void append_control(Prompt& prompt, const std::string& token) const;
     void append_image(Prompt& prompt, const RgbImage& image) const;

@@ -73,7 +73,7 @@ void Session::reset(SessionOptions options) {
             refuse(Status::usage, "E_OPTION",
                    "forced: token ids must be below " + std::to_string(vocab_size));
     }
-    if (started_) decoder_->free(0);
+    if (decoder_->fits(0, 0)) decoder_->free(0);
     started_ = false;
     options_ = std::move(options);
     prompt_ = {};
@@ -83,6 +83,8 @@ void Session::reset(SessionOptions options) {
     entropy_ = 0, length_ = 0, next_position_ = 0, num_visual_ = 0;
     fired_at_ = -1, num_injected_ = 0;
     given_.reset(), reinject_.reset();
+    sampler_.reset(), select_random_.reset(), stream_.reset();
+    logits_.clear(), mass_.clear();
     result_ = {};
 }
 
@@ -93,6 +95,7 @@ Prompt& Session::prompt() {
     return prompt_;
 }
 
+// Everything before the first forward pass. May be called again where it throws.
 void Session::start() {
     const int64_t length = static_cast<int64_t>(prompt_.ids.size());
     if (length == 0) refuse(Status::input, "E_PROMPT", "prompt: no tokens");
@@ -116,10 +119,11 @@ void Session::start() {
                "no memory for the KV cache of " + std::to_string(capacity_) +
                    " tokens\nask for fewer tokens");
     }
-    started_ = true;
+    next_position_ = 0;
     prompt_positions_ = prompt_positions(prompt_.visual_row, prompt_.grids,
                                          model_->config().merge_size, next_position_);
     queue_ = {prompt_.ids, prompt_.visual_row, prompt_positions_};
+    key_index_.clear();
     for (int64_t i = 0; i < length; ++i) {
         if (prompt_.visual_row[static_cast<size_t>(i)] >= 0) key_index_.push_back(i);
     }
@@ -129,7 +133,9 @@ void Session::start() {
     select_random_.emplace(std::vector<uint64_t>{static_cast<uint64_t>(options_.sampling.seed),
                                                  static_cast<uint64_t>(options_.sample), 1});
     stream_.emplace(options_.stop);
+    see();
     result_.prompt_tokens = length, result_.visual_tokens = num_visual_;
+    started_ = true;
 }
 
 // The vision tower over all images at once, and its embeddings in the order of the images.
@@ -175,7 +181,6 @@ bool Session::step(std::vector<Event>& events) {
     if (result_.finish != Finish::none) return false;
     if (!started_) start();
     try {
-        if (result_.tokens.empty()) see();
         const double started = now_ms();
         prepare();
         forward();
@@ -415,11 +420,11 @@ std::string Session::advance_text(int64_t token) {
 }
 
 void Session::finish(Finish how, std::vector<Event>& events) {
-    result_.finish = how;
     result_.text = stream_ ? stream_->text() : "";
     Event event{Event::Kind::done, static_cast<int64_t>(result_.tokens.size())};
     event.finish = how;
     events.push_back(std::move(event));
+    result_.finish = how;
 }
 
 void Session::reinject(std::optional<std::vector<int64_t>> selected, Inject inject) {

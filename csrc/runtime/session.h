@@ -47,6 +47,8 @@ class Session {
 
     // Runs until the next token (the first time: vision tower and prompt too) and appends its
     // events; false once the answer has ended. Throws Error E_CONTEXT_LENGTH, E_PROMPT, E_MEMORY.
+    // Where it throws before the first forward pass it may be called again; a later failure ends
+    // the answer, cancelled.
     bool step(std::vector<Event>& events);
 
     // Puts visual tokens in before the next forward pass, whatever the policy: those given

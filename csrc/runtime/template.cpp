@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "runtime/error.h"
+#include "runtime/template_budget.h"
 #include "runtime/template_nodes.h"
 #include "runtime/unicode.h"
 
@@ -34,7 +35,7 @@ bool TemplateValue::truth() const {
 }
 
 size_t TemplateValue::size() const {
-    if (is(Kind::string)) return decode_utf8(string).size();
+    if (is(Kind::string)) return num_characters(string);
     return is(Kind::list) ? list->size() : is(Kind::mapping) ? mapping->size() : 0;
 }
 
@@ -67,9 +68,6 @@ using Kind = Value::Kind;
 using Expr = TemplateExpr;
 using Op = Expr::Op;
 
-constexpr int64_t kMaxSteps = 2'000'000;
-constexpr size_t kMaxOutput = 64 << 20;
-
 std::string stripped(const std::string& text) {
     std::u32string codes = decode_utf8(text);
     const auto white = [](char32_t c) { return is_space(c) || (c >= 0x1c && c <= 0x1f); };
@@ -80,7 +78,7 @@ std::string stripped(const std::string& text) {
 
 class Renderer {
  public:
-    explicit Renderer(const Value::Mapping& variables) : scope_(variables) {}
+    explicit Renderer(const Value::Mapping& variables) : scope_(variables), budget_(variables) {}
 
     void run(const std::vector<TemplateNode>& nodes) {
         for (const TemplateNode& node : nodes) run(node);
@@ -89,18 +87,19 @@ class Renderer {
     std::string take() { return std::move(out_); }
 
  private:
-    void spend() {
-        if (++steps_ > kMaxSteps) refuse_template("it runs too long");
+    void write(const std::string& text) {
+        budget_.write(text);
+        out_ += text;
     }
 
     void run(const TemplateNode& node) {
-        spend();
+        budget_.spend();
         switch (node.kind) {
             case TemplateNode::Kind::text:
-                out_ += node.name;
+                write(node.name);
                 break;
             case TemplateNode::Kind::output:
-                out_ += eval(node.exprs[0]).print();
+                write(eval(node.exprs[0]).print());
                 break;
             case TemplateNode::Kind::branch: {
                 size_t i = 0;
@@ -115,7 +114,6 @@ class Renderer {
                 assign(node);
                 break;
         }
-        if (out_.size() > kMaxOutput) refuse_template("it writes too much");
     }
 
     // What is set inside a loop ends with the iteration, as in Jinja.
@@ -125,8 +123,11 @@ class Renderer {
             refuse_template("it loops over something that is no list");
         const int64_t count = static_cast<int64_t>(over.size());
         if (count == 0 && node.bodies.size() > 1) run(node.bodies[1]);
-        const size_t depth = scope_.size();
+        const size_t outer = frame_, depth = scope_.size();
+        frame_ = depth;
         for (int64_t i = 0; i < count; ++i) {
+            budget_.spend();
+            budget_.pay((*over.list)[static_cast<size_t>(i)].string.size());
             scope_.emplace_back(node.name, (*over.list)[static_cast<size_t>(i)]);
             scope_.emplace_back("loop", Value::Mapping{{"first", i == 0},
                                                        {"last", i == count - 1},
@@ -136,16 +137,25 @@ class Renderer {
             run(node.bodies[0]);
             scope_.resize(depth);
         }
+        frame_ = outer;
     }
 
     void assign(const TemplateNode& node) {
         Value value = eval(node.exprs[0]);
         if (node.attribute.empty()) {
+            budget_.spend(scope_.size() - frame_);
+            for (size_t i = frame_; i < scope_.size(); ++i) {
+                if (scope_[i].first != node.name) continue;
+                scope_[i].second = std::move(value);
+                return;
+            }
             scope_.emplace_back(node.name, std::move(value));
             return;
         }
         const Value target = lookup(node.name);
         if (!target.is(Kind::mapping)) refuse_template("it sets an attribute of no namespace");
+        value = budget_.sized(std::move(value), target.mapping.get());
+        budget_.spend(target.mapping->size());
         for (auto& [name, old] : *target.mapping) {
             if (name == node.attribute) {
                 old = std::move(value);
@@ -155,7 +165,8 @@ class Renderer {
         target.mapping->emplace_back(node.attribute, std::move(value));
     }
 
-    Value lookup(const std::string& name) const {
+    Value lookup(const std::string& name) {
+        budget_.spend(scope_.size());
         for (size_t i = scope_.size(); i-- > 0;) {
             if (scope_[i].first == name) return scope_[i].second;
         }
@@ -163,7 +174,13 @@ class Renderer {
     }
 
     Value eval(const Expr& e) {
-        spend();
+        budget_.spend();
+        Value value = evaluated(e);
+        if (value.is(Kind::string)) return budget_.sized(std::move(value));
+        return value;
+    }
+
+    Value evaluated(const Expr& e) {
         switch (e.op) {
             case Op::literal:
                 return e.value;
@@ -172,7 +189,7 @@ class Renderer {
             case Op::list: {
                 Value::List values;
                 for (const Expr& arg : e.args) values.push_back(eval(arg));
-                return values;
+                return budget_.sized(std::move(values));
             }
             case Op::get:
                 return get(eval(e.args[0]), eval(e.args[1]));
@@ -224,8 +241,9 @@ class Renderer {
         return value.integer;
     }
 
-    static Value get(const Value& base, const Value& key) {
+    Value get(const Value& base, const Value& key) {
         if (base.is(Kind::mapping) && key.is(Kind::string)) {
+            budget_.spend(base.mapping->size());
             const Value* found = base.find(key.string);
             return found ? *found : Value();
         }
@@ -239,7 +257,7 @@ class Renderer {
         return {};
     }
 
-    static Value slice(const Value& base, const Value& first, const Value& last) {
+    Value slice(const Value& base, const Value& first, const Value& last) {
         if (!base.is(Kind::list)) refuse_template("it slices something that is no list");
         const int64_t count = static_cast<int64_t>(base.list->size());
         const auto place = [count](const Value& value, int64_t otherwise) {
@@ -248,7 +266,7 @@ class Renderer {
             return std::clamp<int64_t>(at < 0 ? at + count : at, 0, count);
         };
         const int64_t from = place(first, 0), to = std::max(from, place(last, count));
-        return Value::List(base.list->begin() + from, base.list->begin() + to);
+        return budget_.sized(Value::List(base.list->begin() + from, base.list->begin() + to));
     }
 
     static bool compare(const std::string& symbol, const Value& left, const Value& right) {
@@ -258,14 +276,20 @@ class Renderer {
         return symbol == "<" ? a < b : symbol == ">" ? a > b : symbol == "<=" ? a <= b : a >= b;
     }
 
-    static bool inside(const Value& value, const Value& where) {
+    bool inside(const Value& value, const Value& where) {
         if (where.is(Kind::list)) {
+            budget_.pay(TemplateBudget::kItemSize * where.list->size());
             return std::any_of(where.list->begin(), where.list->end(),
                                [&](const Value& one) { return one.equals(value); });
         }
-        if (where.is(Kind::mapping)) return value.is(Kind::string) && where.find(value.string);
-        if (where.is(Kind::string) && value.is(Kind::string))
+        if (where.is(Kind::mapping)) {
+            budget_.spend(where.mapping->size());
+            return value.is(Kind::string) && where.find(value.string);
+        }
+        if (where.is(Kind::string) && value.is(Kind::string)) {
+            budget_.pay_search(where.string, value.string);
             return where.string.find(value.string) != std::string::npos;
+        }
         refuse_template("'in' needs a list, a mapping or two texts");
     }
 
@@ -290,7 +314,7 @@ class Renderer {
             Value::Mapping values;
             for (size_t i = 0; i < e.args.size(); ++i)
                 values.emplace_back(e.keywords[i], eval(e.args[i]));
-            return values;
+            return budget_.sized(std::move(values));
         }
         if (e.name == "raise_exception" && e.args.size() == 1) {
             throw Error(Status::input, "E_MESSAGES",
@@ -314,12 +338,14 @@ class Renderer {
             if (arg.is(Kind::string) && e.name == "split" && !arg.string.empty()) {
                 Value::List parts;
                 size_t start = 0, end;
+                budget_.pay_search(base.string, arg.string);
                 while ((end = base.string.find(arg.string, start)) != std::string::npos) {
                     parts.emplace_back(base.string.substr(start, end - start));
                     start = end + arg.string.size();
+                    budget_.allow(TemplateBudget::kItemSize * parts.size());
                 }
                 parts.emplace_back(base.string.substr(start));
-                return parts;
+                return budget_.sized(std::move(parts));
             }
         }
         refuse_template("the method " + e.name.substr(0, 40) + " is not supported here");
@@ -339,9 +365,10 @@ class Renderer {
         refuse_template("the filter " + e.name.substr(0, 40) + " is not supported here");
     }
 
-    Value::Mapping scope_;
+    Value::Mapping scope_;  // inner loops last
+    size_t frame_ = 0;      // where the variables of the innermost loop begin
     std::string out_;
-    int64_t steps_ = 0;
+    TemplateBudget budget_;
 };
 
 }  // namespace

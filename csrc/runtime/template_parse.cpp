@@ -10,7 +10,7 @@ namespace latrt {
 namespace {
 
 constexpr size_t kMaxSource = 64 << 10;
-constexpr int kMaxDepth = 60;
+constexpr int kMaxDepth = 60, kMaxOperators = 500;  // of statements, of an expression
 constexpr std::string_view kSpace = " \t\r\n\f\v";
 
 bool word_char(char c) {
@@ -73,8 +73,7 @@ class ExprParser {
             Expr condition = either();
             Expr otherwise{Op::literal, "", TemplateValue(), {}};
             if (accept("else")) otherwise = expression();
-            out = {
-                Op::choose, "", {}, {std::move(condition), std::move(out), std::move(otherwise)}};
+            out = made(Op::choose, "", std::move(condition), std::move(out), std::move(otherwise));
         }
         --depth_;
         return out;
@@ -103,26 +102,33 @@ class ExprParser {
  private:
     const Token& now() const { return tokens_[at_]; }
 
-    static Expr binary(Op op, std::string name, Expr left, Expr right) {
-        return {op, std::move(name), {}, {std::move(left), std::move(right)}};
+    // An operator over its operands, which are moved. A chain of them is as deep as it is long, so
+    // their number bounds what parsing costs and the stack that evaluation takes.
+    template <class... Args>
+    Expr made(Op op, std::string name, Args... args) {
+        if (++num_operators_ > kMaxOperators) refuse_template("an expression that is too long");
+        Expr out{op, std::move(name), {}, {}};
+        out.args.reserve(sizeof...(args));
+        (out.args.push_back(std::move(args)), ...);
+        return out;
     }
 
     Expr either() {
         Expr out = both();
-        while (accept("or")) out = binary(Op::either, "or", std::move(out), both());
+        while (accept("or")) out = made(Op::either, "or", std::move(out), both());
         return out;
     }
 
     Expr both() {
         Expr out = inverted();
-        while (accept("and")) out = binary(Op::both, "and", std::move(out), inverted());
+        while (accept("and")) out = made(Op::both, "and", std::move(out), inverted());
         return out;
     }
 
     Expr inverted() {
         if (!accept("not")) return comparison();
         if (++depth_ > kMaxDepth) refuse_template("an expression nested too deeply");
-        Expr out{Op::invert, "not", {}, {inverted()}};
+        Expr out = made(Op::invert, "not", inverted());
         --depth_;
         return out;
     }
@@ -130,12 +136,12 @@ class ExprParser {
     Expr comparison() {
         Expr out = sum();
         for (const char* symbol : {"==", "!=", "<=", ">=", "<", ">"}) {
-            if (accept(symbol)) return binary(Op::compare, symbol, std::move(out), sum());
+            if (accept(symbol)) return made(Op::compare, symbol, std::move(out), sum());
         }
-        if (accept("in")) return binary(Op::inside, "in", std::move(out), sum());
+        if (accept("in")) return made(Op::inside, "in", std::move(out), sum());
         if (accept("not")) {
             expect("in");
-            return {Op::invert, "not", {}, {binary(Op::inside, "in", std::move(out), sum())}};
+            return made(Op::invert, "not", made(Op::inside, "in", std::move(out), sum()));
         }
         return out;
     }
@@ -144,11 +150,11 @@ class ExprParser {
         Expr out = unary();
         while (true) {
             if (accept("+")) {
-                out = binary(Op::add, "+", std::move(out), unary());
+                out = made(Op::add, "+", std::move(out), unary());
             } else if (accept("-")) {
-                out = binary(Op::subtract, "-", std::move(out), unary());
+                out = made(Op::subtract, "-", std::move(out), unary());
             } else if (accept("~")) {
-                out = binary(Op::concat, "~", std::move(out), unary());
+                out = made(Op::concat, "~", std::move(out), unary());
             } else {
                 return out;
             }
@@ -157,7 +163,7 @@ class ExprParser {
 
     Expr unary() {
         if (!accept("-")) return postfix();
-        return {Op::negate, "-", {}, {postfix()}};
+        return made(Op::negate, "-", postfix());
     }
 
     Expr postfix() {
@@ -166,20 +172,20 @@ class ExprParser {
             if (accept(".")) {
                 const std::string attribute = name();
                 if (accept("(")) {
-                    out = {Op::method, attribute, {}, {std::move(out)}};
+                    out = made(Op::method, attribute, std::move(out));
                     arguments(out);
                 } else {
-                    out = {Op::get, attribute, {}, {std::move(out), text(attribute)}};
+                    out = made(Op::get, attribute, std::move(out), text(attribute));
                 }
             } else if (accept("[")) {
                 out = subscript(std::move(out));
             } else if (accept("|")) {
-                out = {Op::filter, name(), {}, {std::move(out)}};
+                out = made(Op::filter, name(), std::move(out));
                 if (accept("(")) arguments(out);
             } else if (accept("is")) {
                 const bool inverse = accept("not");
-                out = {Op::test, name(), {}, {std::move(out)}};
-                if (inverse) out = {Op::invert, "not", {}, {std::move(out)}};
+                out = made(Op::test, name(), std::move(out));
+                if (inverse) out = made(Op::invert, "not", std::move(out));
             } else {
                 return out;
             }
@@ -192,13 +198,13 @@ class ExprParser {
         Expr first{Op::literal, "", TemplateValue::none(), {}}, last = first;
         const bool open = now().text == ":" && now().kind == Token::Kind::symbol;
         if (!open) first = expression();
-        if (accept("]")) return {Op::get, "", {}, {std::move(base), std::move(first)}};
+        if (accept("]")) return made(Op::get, "", std::move(base), std::move(first));
         expect(":");
         if (!accept("]")) {
             last = expression();
             expect("]");
         }
-        return {Op::slice, "", {}, {std::move(base), std::move(first), std::move(last)}};
+        return made(Op::slice, "", std::move(base), std::move(first), std::move(last));
     }
 
     void arguments(Expr& call) {
@@ -234,7 +240,7 @@ class ExprParser {
             if (token.text == "none" || token.text == "None")
                 return {Op::literal, "", TemplateValue::none(), {}};
             if (!accept("(")) return {Op::name, token.text, {}, {}};
-            Expr call{Op::call, token.text, {}, {}};
+            Expr call = made(Op::call, token.text);
             arguments(call);
             return call;
         }
@@ -244,7 +250,7 @@ class ExprParser {
             return out;
         }
         if (token.text != "[") refuse_template("unexpected '" + token.text + "'");
-        Expr list{Op::list, "", {}, {}};
+        Expr list = made(Op::list, "");
         while (!accept("]")) {
             list.args.push_back(expression());
             if (!accept(",") && now().text != "]") refuse_template("expected ']'");
@@ -254,7 +260,7 @@ class ExprParser {
 
     std::vector<Token> tokens_;
     size_t at_ = 0;
-    int depth_ = 0;
+    int depth_ = 0, num_operators_ = 0;
 };
 
 // A tag or a text of the source, whitespace control already applied.

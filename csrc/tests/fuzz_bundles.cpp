@@ -19,8 +19,9 @@ using latrt::test::Random;
 
 const char* const kFiles[] = {"bundle.json", "native.safetensors", "preprocessor_config.json",
                               "tokenizer.json"};
-const char* const kNumbers[] = {"0", "-1", "1e999", "4294967296", "9223372036854775807",
-                                "18446744073709551616", "1e-300", "null", "true", "\"x\"", "[]"};
+const char* const kNumbers[] = {
+    "0",    "-1",   "1e999", "4294967296", "9223372036854775807", "18446744073709551616", "1e-300",
+    "null", "true", "\"x\"", "[]"};
 
 std::string read(const fs::path& path) {
     std::ifstream in(path, std::ios::binary);
@@ -48,13 +49,26 @@ void replace_number(Random& random, std::string& data, size_t reach) {
 void change(Random& random, std::string& data, size_t reach) {
     const size_t at = below(random, reach), size = 1 + below(random, 40);
     switch (below(random, 7)) {
-        case 0: data[at] = static_cast<char>(data[at] ^ (1 << below(random, 8))); break;
-        case 1: data[at] = static_cast<char>(random.bits()); break;
-        case 2: data.erase(at, size); break;
-        case 3: data.insert(at, data.substr(below(random, reach), size)); break;
-        case 4: data.resize(at); break;
-        case 5: data.insert(at, size, "\0\xff[{\"9\\"[below(random, 7)]); break;
-        default: replace_number(random, data, reach);
+        case 0:
+            data[at] = static_cast<char>(data[at] ^ (1 << below(random, 8)));
+            break;
+        case 1:
+            data[at] = static_cast<char>(random.bits());
+            break;
+        case 2:
+            data.erase(at, size);
+            break;
+        case 3:
+            data.insert(at, data.substr(below(random, reach), size));
+            break;
+        case 4:
+            data.resize(at);
+            break;
+        case 5:
+            data.insert(at, size, "\0\xff[{\"9\\"[below(random, 7)]);
+            break;
+        default:
+            replace_number(random, data, reach);
     }
 }
 

@@ -183,6 +183,21 @@ TEST(capi_callbacks_cancel) {
     CHECK(latrt_step(s.get(), &events, &count) == LATRT_OK && count == 0);
 }
 
+TEST(capi_reset_forgets_the_answer) {
+    const Model model = open_model();
+    const latrt_session_options options = greedy(8);
+    const Session s = start(model, options);
+    latrt_result result;
+    CHECK(latrt_ask(s.get(), nullptr, 0, "A private question", nullptr) == LATRT_OK);
+    run(s.get());
+    CHECK(latrt_get_result(s.get(), &result) == LATRT_OK && result.text_size > 0);
+    CHECK(latrt_session_reset(s.get(), &options) == LATRT_OK);
+    CHECK(latrt_ask(s.get(), nullptr, 0, "Another", nullptr) == LATRT_OK);
+    CHECK(latrt_cancel(s.get()) == LATRT_OK);  // before its first step
+    CHECK(latrt_get_result(s.get(), &result) == LATRT_OK);
+    CHECK(result.text_size == 0 && std::strcmp(result.finish_reason, "cancelled") == 0);
+}
+
 TEST(capi_sessions_outlive_their_model_and_share_it) {
     Model model = open_model();
     const Picture picture;

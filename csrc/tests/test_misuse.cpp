@@ -1,4 +1,5 @@
-// Wrong calls of the C API, one by one: each is refused with a name and a message, and hurts nobody.
+// Wrong calls of the C API, one by one: each is refused with a name and a message, and hurts
+// nobody.
 #include <latrt/latrt.h>
 
 #include <climits>
@@ -14,7 +15,8 @@ namespace {
 
 const std::string kBundle = std::string(LATRT_GOLDEN) + "/bundle";
 const double kNan = std::nan(""), kInf = HUGE_VAL;
-const char* const kNotUtf8[] = {"\xff", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "a\xe2\x82"};
+const char* const kNotUtf8[] = {"\xff", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+                                "a\xe2\x82"};
 
 struct Fixture {
     latrt_model* model = nullptr;
@@ -72,7 +74,7 @@ struct Fixture {
 std::vector<std::function<void(latrt_session_options&)>> bad_options() {
     using O = latrt_session_options;
     std::vector<std::function<void(O&)>> out;
-    const auto doubles = [&](double O::*field, std::vector<double> values, const char* trigger) {
+    const auto doubles = [&](double O::* field, std::vector<double> values, const char* trigger) {
         for (const double value : values)
             out.push_back([=](O& o) { o.*field = value, o.trigger = trigger, o.policy = "route"; });
     };
@@ -81,7 +83,8 @@ std::vector<std::function<void(latrt_session_options&)>> bad_options() {
     doubles(&O::temperature, {-1, -1e-9, kNan, kInf, -kInf}, nullptr);
     doubles(&O::top_p, {0, -1, 1.0001, 2, kNan, kInf, -kInf}, nullptr);
     doubles(&O::repetition_penalty, {0, -1, kNan, kInf, -kInf}, nullptr);
-    const auto integers = [&](int64_t O::*field, std::vector<int64_t> values, const char* trigger) {
+    const auto integers = [&](int64_t O::* field, std::vector<int64_t> values,
+                              const char* trigger) {
         for (const int64_t value : values)
             out.push_back([=](O& o) { o.*field = value, o.trigger = trigger; });
     };
@@ -93,7 +96,7 @@ std::vector<std::function<void(latrt_session_options&)>> bad_options() {
     integers(&O::sample, {-1, INT64_MIN}, nullptr);
     integers(&O::max_tokens, {0, -1, INT64_MIN}, nullptr);
     integers(&O::reserve_tokens, {-1, INT64_MIN}, nullptr);
-    const auto texts = [&](const char* O::*field, std::vector<const char*> values) {
+    const auto texts = [&](const char* O::* field, std::vector<const char*> values) {
         for (const char* value : values) out.push_back([=](O& o) { o.*field = value; });
     };
     texts(&O::policy, {"", "COPY", "copy ", "nothing", "a.yaml", "\xff"});
@@ -151,7 +154,7 @@ void wrong_models(Fixture& f) {
         f.refused("model options", latrt_open(kBundle.c_str(), &options, &model));
     };
     for (const char* isa : {"", "sse9", "AVX2", "avx2 ", "\xff"}) with([&] { options.isa = isa; });
-    for (const int32_t n : {-1, INT_MIN}) with([&] { options.threads = n; });
+    for (const int32_t n : {-1, INT_MIN, 1025, INT_MAX}) with([&] { options.threads = n; });
     for (const int64_t n : {int64_t{-1}, INT64_MIN, int64_t{513}, INT64_MAX})
         with([&] { options.max_len = n; });
     CHECK(model == nullptr);
@@ -290,7 +293,8 @@ void wrong_times(Fixture& f) {
 
 TEST(misuse_is_refused_300_times) {
     Fixture f;
-    for (const auto& part : {wrong_models, wrong_options, wrong_images, wrong_prompts, wrong_times}) {
+    for (const auto& part :
+         {wrong_models, wrong_options, wrong_images, wrong_prompts, wrong_times}) {
         part(f);
         f.still_answers();
     }

@@ -1,6 +1,7 @@
 // The parts of the runtime by themselves; the Python tests hold the same parts to Python.
 #include <string>
 
+#include "engine/weights.h"
 #include "runtime/error.h"
 #include "runtime/image.h"
 #include "runtime/json.h"
@@ -57,19 +58,34 @@ TEST(runtime_json_refuses_what_is_none) {
 }
 
 TEST(runtime_sha256_of_known_texts) {
-    const auto of = [](const std::string& text) {
-        Sha256 hash;
-        for (size_t at = 0; at < text.size(); at += 37) {
-            const std::string piece = text.substr(at, 37);
-            hash.update(piece.data(), piece.size());
+    if (!Sha256::has_instructions()) std::printf("skipped: no SHA instructions here\n");
+    const auto of = [](const std::string& text, bool instructions, size_t piece) {
+        Sha256 hash(instructions);
+        for (size_t at = 0; at < text.size(); at += piece) {
+            const std::string part = text.substr(at, piece);
+            hash.update(part.data(), part.size());
         }
         return hash.finish();
     };
-    // FIPS 180-4's examples, and one message of several blocks.
-    CHECK(of("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-    CHECK(of("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    CHECK(of(std::string(1000, 'a')) ==
-          "41edece42d63e8d9bf515a9ba6932e1c20cbc9f5a5d134645adb5db1b9737ea3");
+    // FIPS 180-4's examples, and messages of several blocks.
+    for (const bool fast : {false, true}) {
+        CHECK(of("", fast, 37) ==
+              "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        CHECK(of("abc", fast, 37) ==
+              "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        CHECK(of("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", fast, 37) ==
+              "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+        CHECK(of(std::string(1000, 'a'), fast, 37) ==
+              "41edece42d63e8d9bf515a9ba6932e1c20cbc9f5a5d134645adb5db1b9737ea3");
+        CHECK(of(std::string(1000000, 'a'), fast, 4097) ==
+              "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+    }
+    test::Random random(1);
+    std::string text;
+    for (int size = 0; size <= 300; ++size, text += static_cast<char>(random.bits())) {
+        const std::string want = of(text, false, 64);
+        CHECK(of(text, true, 1000) == want && of(text, true, 65) == want);
+    }
 }
 
 TEST(runtime_unicode_comes_back) {
@@ -207,6 +223,85 @@ TEST(runtime_templates_render) {
     std::string loops = "x";
     for (int i = 0; i < 40; ++i) loops = "{% for a in [1, 2, 3] %}" + loops + "{% endfor %}";
     CHECK(refusal([&] { render(loops); }) == "E_TEMPLATE");
+}
+
+TEST(runtime_templates_are_bounded) {
+    using Value = TemplateValue;
+    const auto many = [](const std::string& part, int count) {
+        std::string out;
+        while (count-- > 0) out += part;
+        return out;
+    };
+    std::string user = "hi";
+    const auto outcome = [&](const std::string& source) {
+        const Value::List messages = {Value::Mapping{{"role", "user"}, {"content", user}}};
+        return refusal([&] { ChatTemplate(source).render({{"messages", messages}}); });
+    };
+    const auto refused = [&](const std::string& source) {
+        if (outcome(source) != "E_TEMPLATE") test::fail(__FILE__, __LINE__, source.substr(0, 200));
+    };
+    CHECK(outcome("{{ 'a'" + many(" + 'a'", 500) + many("}}{{ 'a' ~ 'b'", 500) + " }}").empty());
+    for (const char* part : {" + 'a'", " ~ 1", "|trim", ".x", " or 0", " is not none", "[0]"})
+        refused("{{ x" + many(part, 5000) + " }}");
+    const std::string text = "{% set x = 'aaaaaaaaaaaaaaaa' %}";
+    for (const char* part : {"{% set x = x ~ x %}", "{% set x = x + x %}"}) {
+        CHECK(outcome(text + many(part, 15) + "{{ x }}").empty());  // half a million characters
+        refused(text + many(part, 17));
+        refused(text + many(part, 24));
+        refused(text + many(part, 15) + "{% set y = x.split('a') %}");
+        refused(text + many(part, 15) + "{% set y = [x, x, x] %}");
+        refused(text + many(part, 15) + "{{ x }}{{ x }}{{ x }}");
+        refused(text + many(part, 15) + "{% set y = x ~ 'b' %}{% if y in x %}{% endif %}");
+    }
+    std::string kept = text + many("{% set x = x ~ x %}", 15);  // all small enough, but many
+    for (int i = 0; i < 50; ++i) kept += "{% set x" + std::to_string(i) + " = x ~ 'b' %}";
+    refused(kept);
+    refused("{% set x = [1] %}" + many("{% set x = [x, x] %}", 24));
+    const std::string numbers = "[0" + many(",0", 1999) + "]";
+    const std::string loop = "{% for a in x %}", end = "{% endfor %}";
+    refused("{% set x = " + numbers + " %}" + many(loop, 4) + many(end, 4));
+    refused("{% set n = namespace(v=1) %}{% for a in " + numbers + " %}{% set n.v = [n.v] %}" +
+            end);
+    refused("{% set n = namespace() %}{% set n.v = [n] %}");
+    refused("{% set n = namespace() %}{% set m = namespace(v=n) %}{% set n.v = m %}");
+    CHECK(outcome("{% set n = namespace() %}{% set n.v = messages %}{{ n.v[0].role }}").empty());
+    user = std::string(3000000, 'x');  // more text may be written when more came in
+    CHECK(outcome(kDefaultTemplate).empty());
+}
+
+TEST(runtime_weights_refuse_sizes_that_overflow) {
+    const auto why = [](auto&& function) {
+        try {
+            function();
+        } catch (const std::invalid_argument& error) {
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    const auto decoder = [&](auto&& set) {
+        DecoderConfig c = {100, 128, 256, 2, 4, 2, 64, 1e-6f, KvType::f32};
+        set(c);
+        return why([&] { Weights({}).decoder(c); });
+    };
+    const auto vision = [&](auto&& set) {
+        VisionConfig c = {128, 256, 4, 32, 1176, 4, 128};
+        set(c);
+        return why([&] { Weights({}).vision(c, {true}); });
+    };
+    const auto sizes = [](const std::string& text) { return text.find("sizes") == 0; };
+    CHECK(decoder([](auto&) {}) == "model.embed_tokens.weight: missing");
+    CHECK(vision([](auto&) {}) == "visual.patch_embed.proj.weight: missing");
+    CHECK(sizes(decoder([](auto& c) { c.num_heads = 67108868; })));  // * 64 is 256 in 32 bits
+    CHECK(sizes(decoder([](auto& c) { c.num_heads = 1 << 19; })));
+    CHECK(sizes(decoder([](auto& c) { c.num_kv_heads = 0; })));
+    CHECK(sizes(decoder([](auto& c) { c.num_kv_heads = 3; })));
+    CHECK(sizes(decoder([](auto& c) { c.ffn = (1 << 30) + 128; })));
+    CHECK(sizes(decoder([](auto& c) { c.vocab_size = (1 << 24) + 1; })));
+    CHECK(sizes(decoder([](auto& c) { c.num_layers = 1025; })));
+    CHECK(sizes(vision([](auto& c) { c.merge_unit = 1 << 25; })));
+    CHECK(sizes(vision([](auto& c) { c.merge_unit = (1 << 13) + 1; })));
+    CHECK(sizes(vision([](auto& c) { c.head_dim = 33; })));
+    CHECK(sizes(vision([](auto& c) { c.width = -128; })));
 }
 
 TEST(runtime_tokenizers_that_are_not_supported) {

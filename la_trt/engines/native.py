@@ -98,6 +98,10 @@ class NativeEngine:
             self._vision = module.Vision(**shared, **_vision_sizes(config))
         except ValueError as error:
             raise BundleError(f"{file.path}: {error}\n{REBUILD}", name="E_NATIVE") from None
+        except RuntimeError as error:  # what nanobind makes of a std::system_error
+            raise MachineError(
+                f"engine 'native': cannot start {threads} threads ({error})\nask for fewer threads"
+            ) from None
         self._limits = EngineLimits(
             name="native",
             device="cpu",

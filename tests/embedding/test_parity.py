@@ -169,6 +169,8 @@ def test_templates_render_the_same() -> None:
             {"role": "assistant", "content": "three"},
             {"role": "user", "content": text},
         ],
+        [{"role": "user", "content": " long é" * 100_000}] * 3,  # within the bounds of both
+        [{"role": "user", "content": "short"}] * 800,
     ]
     requests = [
         {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image, ImageDraw
@@ -12,8 +15,9 @@ from build_engines.build import build
 from la_trt.api import LookAgain
 from la_trt.assets import TINY_CHECKPOINT
 from la_trt.engines.native import WEIGHTS, NativeEngine
-from la_trt.errors import BundleError, MachineError, UsageError
+from la_trt.errors import BundleError, CheckpointError, MachineError, UsageError
 from la_trt.files.bundle import open_bundle
+from tests.files.samples import make_config
 from tests.native.helpers import needs_native
 from tests.tiny import write_tiny_checkpoint
 
@@ -87,3 +91,34 @@ def test_without_the_module_the_engine_says_so(
     assert WEIGHTS in open_bundle(tmp_path / "b")
     with pytest.raises(MachineError, match="onnx"):
         LookAgain.from_bundle(tmp_path / "b", backend="native")
+
+
+def test_a_thread_that_cannot_start_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> NoReturn:
+        raise RuntimeError("Resource temporarily unavailable")
+
+    module = SimpleNamespace(levels=lambda: ["plain"], Decoder=refuse)
+    monkeypatch.setitem(sys.modules, "la_trt._native", module)
+    ckpt = write_tiny_checkpoint(tmp_path / "ckpt")
+    build(ckpt, tmp_path / "b", graphs=False)
+    with pytest.raises(MachineError, match=r"1000 threads .*unavailable"):
+        NativeEngine(open_bundle(tmp_path / "b"), threads=1000, isa="plain")
+
+
+@pytest.mark.parametrize(
+    ("part", "sizes"),
+    [
+        ("text", {"num_attention_heads": 67108868, "num_key_value_heads": 2}),
+        ("text", {"num_attention_heads": 1 << 20, "num_key_value_heads": 2}),
+        ("text", {"vocab_size": 1 << 31}),
+        ("text", {"intermediate_size": 1 << 30}),
+        ("vision", {"spatial_merge_size": 65, "window_size": 1 << 20}),
+        ("vision", {"hidden_size": 1 << 19, "num_heads": 1 << 10}),
+        ("vision", {"in_channels": 1 << 20}),
+    ],
+)
+def test_sizes_whose_products_overflow_are_refused(part: str, sizes: dict[str, int]) -> None:
+    with pytest.raises(CheckpointError, match="inconsistent sizes"):
+        replace(getattr(make_config(), part), **sizes)

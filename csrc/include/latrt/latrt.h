@@ -204,7 +204,8 @@ typedef struct latrt_event {
 
 /* Runs until the next token (the first time the vision tower and the prompt too). `*events` and
    `*count` are what happened; after the event done there are none. Refused, E_CONTEXT_LENGTH,
-   where prompt and max_tokens exceed the model's max_len. */
+   where prompt and max_tokens exceed the model's max_len. Without memory for the images the
+   session stays as it was; without memory for a forward pass the answer ends, "cancelled". */
 LATRT_API latrt_status latrt_step(latrt_session* session, const latrt_event** events,
                                   size_t* count);
 
