@@ -96,9 +96,9 @@ class LayerWriter:
         data = np.concatenate([self.rows(f"{n}.weight") for n in names])
         if self.quant == "none":
             return self.graph.weight(label, np.ascontiguousarray(self.target.cast(data).T))
-        codes, scale = quantise_outputs(data, self.quant)
+        codes, scale = quantise_outputs(data, self.quant, self.target.cast)
         q = self.graph.weight(f"{label}.q", codes)
-        s = self.graph.weight(f"{label}.scale", self.target.cast(scale))
+        s = self.graph.weight(f"{label}.scale", scale)
         return self.graph.op("DequantizeLinear", q, s, name=f"{label}.dq", axis=1)
 
     def quantised(self, *names: str) -> QuantisedMatrix:

@@ -131,16 +131,20 @@ def quantise(
 
 
 def quantise_outputs(
-    weight_NK: NDArray[np.float32], kind: Literal["int8", "fp8"]
-) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """(q (K, N) int8 or float8 e4m3, scale (N,) float32): each output's largest weight becomes
-    127 or 448, the others the nearest code.
+    weight_NK: NDArray[np.float32],
+    kind: Literal["int8", "fp8"],
+    cast: Callable[[NDArray[np.float32]], NDArray[Any]],
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(q (K, N) int8 or float8 e4m3, scale (N,) as `cast` makes it): each output's largest weight
+    becomes 127 or 448, the others the nearest code of the scale as it is stored.
 
-    An all-zero output has scale 0 and codes 0.
+    TensorRT takes positive scales alone: an all-zero output has the least that `cast` can hold.
     """
-    scale = np.abs(weight_NK).max(axis=1) / np.float32(127 if kind == "int8" else E4M3_MAX)
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    codes = weight_NK * inverse[:, None]
+    most = np.float32(127 if kind == "int8" else E4M3_MAX)
+    stored = ml_dtypes.finfo(cast(np.zeros(1, np.float32)).dtype)
+    least = max(np.float32(stored.smallest_subnormal), np.finfo(np.float32).smallest_normal)
+    scale = cast(np.maximum(np.abs(weight_NK).max(axis=1) / most, least))
+    codes = np.clip(weight_NK / scale.astype(np.float32)[:, None], -most, most)
     q = np.rint(codes).astype(np.int8) if kind == "int8" else codes.astype(ml_dtypes.float8_e4m3fn)
     return np.ascontiguousarray(q.T), scale
 

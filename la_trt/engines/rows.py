@@ -132,6 +132,7 @@ class RowEngine(ABC):
         first, batch = int(slots.min()), int(slots.max() - slots.min()) + 1
         row = slots - first
         widest = max(0 if (k := run.keys[b]) is None else len(k.kv_index) for b in group)
+        visual_row, visual_embeds = run.visual(tokens)
         rows = RowBatch(
             first_slot=first,
             input_ids=np.zeros((batch, 1), np.int64),
@@ -142,12 +143,11 @@ class RowEngine(ABC):
             query=np.zeros(batch, np.int64),
             visual_index=np.zeros((batch, widest), np.int64),
             logits_row=row,
-            visual_embeds=run.embeds(tokens),
+            visual_embeds=visual_embeds,
             draws=run.draws(group),
         )
         rows.input_ids[row, 0] = step.input_ids[tokens]
-        if step.visual_row is not None:
-            rows.visual_row[row, 0] = step.visual_row[tokens]
+        rows.visual_row[row, 0] = visual_row
         rows.cos[row, 0], rows.sin[row, 0] = run.cos[tokens], run.sin[tokens]
         rows.past[row], rows.query[row] = run.past[group], 1
         for b, i in zip(group, row, strict=True):
@@ -166,15 +166,11 @@ class RowEngine(ABC):
         for low in range(start, stop, size := self._chunk(past + stop - start)):
             high = min(stop, low + size)
             last = high == stop
-            tokens = np.arange(low, high)
+            visual_row, visual_embeds = run.visual(np.arange(low, high))
             rows = RowBatch(
                 first_slot=slot,
                 input_ids=step.input_ids[None, low:high],
-                visual_row=(
-                    np.full((1, high - low), -1, np.int64)
-                    if step.visual_row is None
-                    else step.visual_row[None, low:high]
-                ),
+                visual_row=visual_row[None],
                 cos=run.cos[None, low:high],
                 sin=run.sin[None, low:high],
                 past=np.array([past + low - start], np.int64),
@@ -183,7 +179,7 @@ class RowEngine(ABC):
                     keys.kv_index[None] if last and keys is not None else np.zeros((1, 0), np.int64)
                 ),
                 logits_row=np.arange(high - low)[-1:] if last else np.zeros(0, np.int64),
-                visual_embeds=run.embeds(tokens),
+                visual_embeds=visual_embeds,
                 draws=run.draws([b]) if last else (),
             )
             output = self._decoder.run(rows)
@@ -228,12 +224,18 @@ class _StepRun:
             return ()
         return tuple(self.step.draws[b] for b in sequences)
 
-    def embeds(self, tokens: IntArray) -> FloatArray | None:
-        """The visual embeddings if one of `tokens` takes a row of them."""
-        rows = self.step.visual_row
-        if rows is None or self.step.visual_embeds is None or rows[tokens].max() < 0:
-            return None
-        return self.step.visual_embeds
+    def visual(self, tokens: IntArray) -> tuple[IntArray, FloatArray | None]:
+        """(row (T,), embeds (M, E)) of `tokens`: the visual embeddings that they take, not all of
+        the step's, which may be more than a run has room for; -1 and None where they take none.
+        """
+        rows, table = self.step.visual_row, self.step.visual_embeds
+        wanted = np.full(len(tokens), -1, np.int64) if rows is None else rows[tokens]
+        if table is None or wanted.max() < 0:
+            return wanted, None
+        taken, place = np.unique(wanted[wanted >= 0], return_inverse=True)
+        own = np.full(len(tokens), -1, np.int64)
+        own[wanted >= 0] = place
+        return own, table[taken]
 
     def store(self, b: int, output: RowOutput, n: int, i: int) -> None:
         """Keep the results of sequence `b`, row `n` of the logits and row `i` of the run; what a

@@ -119,8 +119,9 @@ class TensorRTEngine(RowEngine):
             file = record.find(graph, device.sm, where=bundle.path)
             plans[graph] = Plan(trt, device, bundle.file(file.path), file, inputs, outputs)
         self._timer = StageTimer(device)
-        session = _VisionSession(plans["vision"], device, config, dtype, self._timer)
-        self._vision = VisionRunner(session, config.vision, images_at_once=1)
+        self._plans = tuple(plans.values())
+        self._session = _VisionSession(plans["vision"], device, config, dtype, self._timer)
+        self._vision = VisionRunner(self._session, config.vision, images_at_once=1)
         self._decoder = TensorRTRunner(
             plans["decoder"],
             device,
@@ -187,6 +188,9 @@ class TensorRTEngine(RowEngine):
     def close(self) -> None:
         """Give all GPU memory back; the engine is of no use afterwards."""
         self._decoder.close()
+        self._session.close()
+        for plan in self._plans:
+            plan.close()
         self._device.close()
 
 
@@ -270,6 +274,10 @@ class _VisionSession:
         self._device.synchronize()
         self._timer.collect()
         return [self._view(places[name]) for name in names]
+
+    def close(self) -> None:
+        """Drop the contexts; the memory is the device's to free."""
+        self._contexts.clear()
 
     def _view(self, found: Any) -> Any:
         part = self._host[found.offset : found.offset + found.num_bytes]

@@ -91,6 +91,10 @@ class Plan:
                 name="E_CUDA",
             )
 
+    def close(self) -> None:
+        """Give the weights back. Its contexts must be gone."""
+        self._engine = self._runtime = None
+
     def _check_bindings(self, inputs: Sequence[Binding], outputs: Sequence[Binding]) -> None:
         engine, modes = self._engine, self._trt.module.TensorIOMode
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}

@@ -125,12 +125,13 @@ class TensorRTRunner:
         return [at for name, (at, _) in self._cache.items() if name.startswith(prefix)]
 
     def close(self) -> None:
-        """Wait, then drop the recorded graphs; the memory is the device's to free."""
+        """Wait, then drop the recorded graphs and contexts; the memory is the device's to free."""
         self._device.synchronize()
         for recorded in self._recorded.values():
             if recorded.graph:
                 self._device.drop(recorded.graph)
         self._recorded.clear()
+        self._eager.clear()
 
     def _letters(self, rows: RowBatch) -> dict[str, int]:
         batch, length = rows.input_ids.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from la_trt.engines.base import Engine, VisualKeys
+from la_trt.engines.base import Engine, Step, VisualKeys
 from la_trt.engines.tensorrt import TensorRTEngine
 from la_trt.engines.torch import TorchEngine
 from la_trt.errors import BundleError, MachineError, UsageError
@@ -19,7 +21,7 @@ from la_trt.options import GenerationOptions
 from la_trt.reattention.policy import preset
 from la_trt.session import Session
 from tests.engines.conformance import EngineConformance, MakeEngine
-from tests.engines.script import random_script, text_step
+from tests.engines.script import Tokens, random_script, text_step
 from tests.model.configs import random_model
 from tests.onnx.helpers import ModelWeights
 from tests.session.test_torch_end_to_end import PlainTokens, R, prompt_of
@@ -117,8 +119,30 @@ def test_decoding_waits_once_a_token_and_replays_a_graph(opened: Any) -> None:
     assert len(cuda.graphs) == 1
 
 
-def test_no_memory_is_allocated_after_the_start(opened: Any) -> None:
-    engine, cuda, _ = opened
+def test_a_run_gets_the_visual_rows_that_it_takes_of_a_table_of_any_size(opened: Any) -> None:
+    """As many sequences share a step as there are slots, each with a table of its own."""
+    engine, _, _ = opened
+    script = random_script(engine.config, 5)
+    embeds, tokens = engine.vision(script.pixels, script.grid_thw), script.ops[0]
+    assert isinstance(tokens, Tokens)
+    logits = []
+    for others in (0, 1000):
+        step = Step(
+            slots=(engine.alloc(200),),
+            cu_seqlens=np.array([0, len(tokens.ids)]),
+            input_ids=tokens.ids,
+            position_ids=tokens.positions,
+            visual_row=np.where(tokens.rows >= 0, tokens.rows + others, -1),
+            visual_embeds=np.concatenate([np.full((others, embeds.shape[1]), 9e9), embeds]).astype(
+                np.float32
+            ),
+        )
+        logits.append(engine.forward(step).logits)
+    np.testing.assert_array_equal(*logits)
+
+
+def test_no_memory_is_allocated_after_the_start_nor_held_after_the_end(opened: Any) -> None:
+    engine, cuda, module = opened
     held, pinned = set(cuda.allocations), set(cuda.host)
     script = random_script(engine.config, 5)
     engine.vision(script.pixels, script.grid_thw)
@@ -127,7 +151,11 @@ def test_no_memory_is_allocated_after_the_start(opened: Any) -> None:
         engine.forward(text_step(slot, step, engine.length(slot)))
     engine.kv_reinject(slot, np.arange(8), 3)
     assert (set(cuda.allocations), set(cuda.host)) == (held, pinned)
+    plans = [weakref.ref(plan) for plan in module.engines]
+    module.engines.clear()
     engine.close()
+    gc.collect()
+    assert len(plans) == 2 and not any(plan() for plan in plans), "their weights are still there"
     assert not cuda.allocations and not cuda.host and not cuda.graphs and not cuda.stream
     assert not cuda.events
 

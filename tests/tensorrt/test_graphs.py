@@ -163,19 +163,33 @@ def test_only_operators_that_both_runtimes_know(
 def test_fp8_codes_are_the_nearest_ones() -> None:
     weight = np.random.default_rng(0).standard_normal((7, 40)).astype(np.float32)
     weight[3] = 0
-    q_KN, scale = quantise_outputs(weight, "fp8")
+    q_KN, scale = quantise_outputs(weight, "fp8", Target().cast)
     assert q_KN.shape == (40, 7) and q_KN.dtype == ml_dtypes.float8_e4m3fn
-    assert scale[3] == 0 and (q_KN[:, 3].astype(np.float32) == 0).all()
+    assert 0 < scale[3] < 1e-30 and (q_KN[:, 3].astype(np.float32) == 0).all()
     assert (np.abs(q_KN.astype(np.float32)).max(axis=0)[[0, 1, 2, 4, 5, 6]] == 448).all()
     error = np.abs(q_KN.astype(np.float32).T * scale[:, None] - weight)
     step = np.maximum(np.abs(weight) / 16, scale[:, None] * 2.0**-10)  # half a step of 3 bits
     assert (error <= step * 1.001).all()
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_scales_are_positive_as_they_are_stored(kind: Any, dtype: str) -> None:
+    """TensorRT refuses others; rows that are zero, or nearly, would have a scale of 0 in fp16."""
+    weight = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    weight *= np.array([1, 0, 1e-9, 1e-6, 1e-4, 1e-2], np.float32)[:, None]
+    q_KN, scale = quantise_outputs(weight, kind, Target(dtype=dtype).cast)
+    assert scale.dtype == np.dtype(dtype) and (scale.astype(np.float32) > 0).all()
+    got = (q_KN.astype(np.float32) * scale.astype(np.float32)).T
+    # Half a step of what is stored, or a sixteenth of the number in fp8.
+    step = scale.astype(np.float32)[:, None]
+    assert (np.abs(got - weight) <= 0.51 * step + np.abs(weight) * (kind == "fp8") / 15).all()
+
+
 def test_int8_codes_are_the_nearest_ones() -> None:
     weight = np.random.default_rng(0).standard_normal((5, 33)).astype(np.float32)
     weight[2] = 0
-    q_KN, scale = quantise_outputs(weight, "int8")
+    q_KN, scale = quantise_outputs(weight, "int8", Target().cast)
     assert q_KN.dtype == np.int8
     assert np.abs(q_KN.astype(int)).max(axis=0).tolist() == [127, 127, 0, 127, 127]
     error = np.abs(q_KN.astype(np.float32).T * scale[:, None] - weight)
