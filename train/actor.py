@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,8 +14,9 @@ from la_trt.model import QwenVL
 from train.batch import Batch
 from train.checkpointing import rng_state, set_rng_state
 from train.learner import Learner
+from train.parallel import from_first
 from train.policy import answer_logprobs
-from train.precision import MasterWeights
+from train.precision import MasterWeights, copy_in
 from train.presets_brpo import OptimConfig
 from train.trainee import OptimConfig as SpreadConfig
 from train.trainee import Trainee
@@ -44,7 +44,9 @@ class Actor(Protocol):
         """Weights, optimizer and generators, as process 0 saves them."""
         ...
 
-    def load(self, state: Mapping[str, Any]) -> None: ...
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Nothing; goes on from a `state`, which process 0 has to give, the others leave empty."""
+        ...
 
 
 class LiveActor:
@@ -81,6 +83,7 @@ class LiveActor:
         return {"weights": self.weights.state_dict(), "rng": rng_state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
+        state = from_first(state)
         self.weights.load_state_dict(state["weights"])
         set_rng_state(state["rng"])
 
@@ -101,10 +104,12 @@ class _AnswerLearner(Learner):
 class SpreadActor:
     """Masters, moments and gradients are spread over the processes by FSDP2; each also holds one
     whole copy of the weights in the arithmetic's dtype to draw with, gathered after every update.
+
+    The given model may lie on the CPU: FSDP2 takes it to `device` block by block.
     """
 
     def __init__(self, model: QwenVL, config: OptimConfig, device: str) -> None:
-        self.model = copy.deepcopy(model).to(DTYPES[config.dtype]).requires_grad_(False)
+        self.model = copy_in(model, DTYPES[config.dtype], device).requires_grad_(False)
         self._learner = _AnswerLearner(model, train_vision=config.train_vision)
         self._trainee = Trainee(
             self._learner,

@@ -6,7 +6,6 @@ it stopped; with `torchrun`, each process asks questions of its own and gradient
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -36,8 +35,8 @@ from train.checkpointing import load_state, save_state
 from train.coldstart import training_world
 from train.command import run
 from train.options import run_options, setting_options, with_settings
-from train.parallel import join
-from train.precision import fast_attention, slowness_note
+from train.parallel import from_first, join
+from train.precision import copy_in, fast_attention, slowness_note
 from train.presets_brpo import PRESETS, BrpoConfig
 from train.progress import RunLog, forget_after
 from train.rollout import (
@@ -54,6 +53,7 @@ from train.update import Row, Updater, mean_metrics, means
 from train.validate import quick_scores
 from train.worlds import read_world
 
+PLAIN = ("step", "position", "config", "origin")
 FREE = ("steps", "save_every", "validate_every", "num_validation", "tensorboard")
 
 
@@ -79,24 +79,27 @@ class Trainer:
         self.processor = with_pixel_limit(processor, config.rollout.max_pixels)
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        model = load_model(ckpt, device=device)
+        # a sharded master stays on the CPU until FSDP takes it, block by block
+        model = load_model(ckpt, device="cpu" if config.optim.shard else device)
         self.eos = end_tokens(model.config, processor, ckpt)
         self.policy = resolve_policy(config.rollout.policy)
         self.make_engine = make_engine or engine_factory(config.rollout, ckpt)
-        self.origin = {"start": fingerprint(model)}
+        self.origin = {"start": fingerprint(model, device)}
         dtype = DTYPES[config.optim.dtype]
-        self.reference = copy.deepcopy(model).to(dtype) if config.objective.beta else None
+        self.reference = copy_in(model, dtype, device) if config.objective.beta else None
         self.actor = make_actor(model, config.optim, device)
         banned = banned_tokens(self.policy, processor.vocabulary)
         self.updater = Updater(
             config, self.actor, self.reference, banned=banned, device=device, rank=self.rank
         )
         self.step = 0
-        state = load_state(self.path)
-        position = 0 if state is None else state["position"]
-        self.tasks = self._tasks(data, images, world, position)
-        if state is not None:
-            self._resume(state)
+        state = load_state(self.path) if self.rank == 0 else None
+        plain = from_first(None if state is None else {name: state[name] for name in PLAIN})
+        self.tasks = self._tasks(data, images, world, 0 if plain is None else plain["position"])
+        if plain is not None:
+            self._check(plain)
+            self.actor.load({} if state is None else state["actor"])
+            self.step = plain["step"]
 
     @property
     def path(self) -> Path:
@@ -118,8 +121,8 @@ class Trainer:
         self.origin["data"] = tasks.fingerprint
         return tasks
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        """Go on from a state, which must be of the same run; FREE settings may differ."""
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raise UsageError where the state is of another run; FREE settings may differ."""
         for what, own, saved in (
             ("settings", fixed(self.config.to_dict()), fixed(state["config"])),
             ("--ckpt or --data", self.origin, state["origin"]),
@@ -131,8 +134,6 @@ class Trainer:
                     "give the same ones, or another output",
                     name="E_STATE",
                 )
-        self.actor.load(state["actor"])
-        self.step = state["step"]
 
     def save(self) -> None:
         """Nothing; the whole state is on disk, or the one before. To be called everywhere."""
@@ -192,11 +193,15 @@ class Trainer:
         return answers, rows
 
 
-def fingerprint(model: QwenVL) -> str:
-    """A digest that tells checkpoints apart: of the names, shapes and sums of all weights."""
+def fingerprint(model: QwenVL, device: str) -> str:
+    """A digest that tells checkpoints apart: of the names, shapes and sums of all weights.
+
+    `device` adds them up, as the last digits of a sum depend on it.
+    """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        digest.update(f"{name} {list(value.shape)} {float(value.double().sum())!r}".encode())
+        total = float(value.to(device).double().sum())
+        digest.update(f"{name} {list(value.shape)} {total!r}".encode())
     return digest.hexdigest()
 
 

@@ -7,8 +7,9 @@ meet once a step. `python -m torch.distributed.run --nproc-per-node 2 -m train.c
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,37 @@ def mean_over_processes(tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             dist.all_reduce(tensor)
             tensor.div_(dist.get_world_size())
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's value in every process; what the others give does not matter.
+
+    Plain values and CPU tensors, in dicts, lists and tuples. Tensors are sent one by one, so that
+    nothing but the value itself has to find room.
+    """
+    if not dist.is_initialized():
+        return value
+    first = dist.get_rank() == 0
+    outline = [_with_tensors(value, lambda t: t.to("meta")) if first else None]
+    dist.broadcast_object_list(outline, src=0)
+
+    def sent(tensor: Tensor) -> Tensor:
+        own = tensor.contiguous() if first else torch.empty(tensor.shape, dtype=tensor.dtype)
+        dist.broadcast(own, src=0)
+        return own
+
+    return _with_tensors(value if first else outline[0], sent)
+
+
+def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The value with each tensor changed, in the order of the value."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _with_tensors(part, change) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_tensors(part, change) for part in value)
+    return value
 
 
 def largest(value: int) -> int:

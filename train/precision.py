@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from train.muon import StackedMuon
 from train.parallel import mean_over_processes
 
+_M = TypeVar("_M", bound=nn.Module)
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
@@ -58,6 +60,22 @@ def fast_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+def copy_in(module: _M, dtype: torch.dtype, device: str | torch.device | None = None) -> _M:
+    """A copy whose floating-point tensors are in `dtype`, on `device` (None: where they are).
+
+    As `copy.deepcopy(module).to(device, dtype)`, but each tensor is converted as it is copied:
+    besides the result never more than one is held. Shared tensors stay shared; no gradients.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        own = tensor.detach().to(device=device or tensor.device, dtype=kind, copy=True)
+        if isinstance(tensor, nn.Parameter):
+            own = nn.Parameter(own, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = own
+    return copy.deepcopy(module, memo)
 
 
 class MasterWeights:

@@ -65,7 +65,8 @@ class OptimConfig:
 class Trainee:
     """A sharded learner and its optimizer. Every method is to be called in all processes.
 
-    The parameters of `learner` must be float32; they are sharded in place.
+    The parameters of `learner` must be float32; they are sharded in place. From the CPU they
+    come to `device` block by block, so that the whole never lies there.
     """
 
     def __init__(self, learner: Learner, config: OptimConfig, *, device: str = "cpu") -> None:
@@ -74,7 +75,7 @@ class Trainee:
             join_alone()
         if torch.device(device).type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        self.learner, self.config = learner.to(device), config
+        self.learner, self.config = learner, config
         learner.vlm.set_checkpointing(config.recompute)
         mesh = init_device_mesh(torch.device(device).type, (self.world,))
         half = torch.bfloat16 if config.dtype == "bfloat16" else None

@@ -327,6 +327,36 @@ def test_sharded_runs_resume_bit_for_bit(ckpt: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path / "whole")[1:] == metrics(tmp_path / "parts")
 
 
+@pytest.fixture(scope="module")
+def pairs(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of `two_brpo`."""
+    directory = tmp_path_factory.mktemp("pairs")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.two_brpo", str(ckpt), str(directory)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["live", "spread"])
+def test_of_two_processes_one_reads_the_state_and_both_go_on(pairs: Path, kind: str) -> None:
+    whole, again = pairs / kind / "whole", pairs / kind / "again"
+    assert [path.name for path in again.glob("read-*")] == ["read-0"]
+    expected, found = (torch.load(d / "brpo.pt", weights_only=True) for d in (whole, again))
+    assert expected["step"] == found["step"] == 2
+    assert expected["position"] == found["position"] > 0
+    ours, theirs = weights(whole), weights(again)
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert len(metrics(whole)) == 2 and metrics(whole)[1:] == metrics(again)
+
+
 def test_command_line_saves_its_settings(ckpt: Path, tmp_path: Path) -> None:
     common = ["--ckpt", str(ckpt), "--output", str(tmp_path)]
     result = CliRunner().invoke(

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,14 +36,7 @@ CONFIG = SftConfig(
 )
 
 
-def child(rank: int, port: int, ckpt: Path, data: Path, output: Path, stop_after: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+def run(ckpt: Path, data: Path, output: Path, *, stop_after: int = 0) -> None:
     trainer = Trainer(CONFIG, ckpt, output, data=data)
     if stop_after:
         for _ in range(stop_after):
@@ -52,8 +46,8 @@ def child(rank: int, port: int, ckpt: Path, data: Path, output: Path, stop_after
         sft(trainer)
 
 
-def together(ckpt: Path, data: Path, output: Path, *, stop_after: int = 0) -> None:
-    """Nothing; two processes have trained in `output`."""
+def together(what: Callable[[], None]) -> None:
+    """Nothing; two processes have done it, as ranks 0 and 1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,8 +56,15 @@ def together(ckpt: Path, data: Path, output: Path, *, stop_after: int = 0) -> No
         pid = os.fork()
         if pid == 0:
             code = 1
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
             try:
-                child(rank, port, ckpt, data, output, stop_after)
+                what()
                 code = 0
             except BaseException:
                 traceback.print_exc()
@@ -77,9 +78,9 @@ def together(ckpt: Path, data: Path, output: Path, *, stop_after: int = 0) -> No
 def main() -> None:
     torch.set_num_threads(1)
     ckpt, data, directory = map(Path, sys.argv[1:])
-    together(ckpt, data, directory / "two")
-    together(ckpt, data, directory / "again", stop_after=2)
-    together(ckpt, data, directory / "again")
+    together(lambda: run(ckpt, data, directory / "two"))
+    together(lambda: run(ckpt, data, directory / "again", stop_after=2))
+    together(lambda: run(ckpt, data, directory / "again"))
 
 
 if __name__ == "__main__":
