@@ -1,10 +1,9 @@
 #include "plugins/attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
-#include "kernels/cuda/launchers.h"
+#include "plugins/attention_shapes.h"
 
 namespace latrt::plugins {
 
@@ -27,44 +26,6 @@ enum Input {
     kPastValueScale
 };
 enum Output { kY, kPresentKey, kPresentValue, kMass, kPresentKeyScale, kPresentValueScale };
-// The workspace is sized when the engine is built, where the device is not known; a device of more
-// multiprocessors is used as if it had as many.
-constexpr int kMaxSms = 256;
-
-// The parameters that follow from shapes alone; pointers are null.
-struct Shapes {
-    int batch, length, num_heads, num_kv_heads, head_dim, capacity, num_visual;
-    cuda::ActType type;
-    cuda::KvType kv_type;
-
-    bool valid() const {
-        return batch > 0 && length > 0 && head_dim > 0 && num_heads % num_kv_heads == 0;
-    }
-    cuda::Sequences sequences() const {
-        return {batch, length, capacity, nullptr, nullptr, nullptr, 1};  // kv_len is `seqlens_k`
-    }
-    cuda::KvCache cache() const {
-        const int64_t head_rows = capacity;
-        return {nullptr,  nullptr,  nullptr,
-                nullptr,  kv_type,  num_kv_heads,
-                head_dim, capacity, num_kv_heads * head_rows,
-                head_rows};
-    }
-    // AttentionDecodeParams or AttentionPrefillParams.
-    template <class Params>
-    Params attention(int num_sms) const {
-        Params p{};
-        p.cache = cache();
-        p.sequences = sequences();
-        p.mass.num_visual = num_visual;
-        p.type = type;
-        p.num_heads = num_heads;
-        p.num_sms = num_sms;
-        p.scale = 1 / std::sqrt(static_cast<float>(head_dim));
-        p.ldq = p.ldo = static_cast<int64_t>(num_heads) * head_dim;
-        return p;
-    }
-};
 
 cuda::KvType kv_type_of(DataType type) {
     switch (type) {
@@ -79,8 +40,8 @@ cuda::KvType kv_type_of(DataType type) {
     }
 }
 
-Shapes shapes_of(const Dims& query, const Dims& past, const Dims* index, DataType type,
-                 DataType kv_type, int num_heads, int num_kv_heads) {
+AttentionShapes shapes_of(const Dims& query, const Dims& past, const Dims* index, DataType type,
+                          DataType kv_type, int num_heads, int num_kv_heads) {
     return {static_cast<int>(query.d[0]),
             static_cast<int>(query.d[1]),
             num_heads,
@@ -90,24 +51,6 @@ Shapes shapes_of(const Dims& query, const Dims& past, const Dims* index, DataTyp
             index == nullptr ? 0 : static_cast<int>(index->d[1]),
             type == DataType::kHALF ? cuda::ActType::f16 : cuda::ActType::bf16,
             kv_type_of(kv_type)};
-}
-
-// Enough for every batch up to the given one on every device: keys are split the finer, the fewer
-// sequences there are, so that the largest batch is not always the one that needs most.
-size_t largest_workspace(const Shapes& largest) {
-    size_t bytes = 0;
-    for (Shapes s = largest; s.batch > 0; --s.batch) {
-        for (int num_sms = 1; num_sms <= kMaxSms; ++num_sms) {
-            Shapes decode = s;
-            decode.length = 1;
-            const auto one = decode.attention<cuda::AttentionDecodeParams>(num_sms);
-            bytes = std::max(bytes, cuda::attention_decode_workspace(one));
-            if (s.length == 1) continue;
-            const auto many = s.attention<cuda::AttentionPrefillParams>(num_sms);
-            bytes = std::max(bytes, cuda::attention_prefill_workspace(many));
-        }
-    }
-    return bytes;
 }
 
 int multiprocessors() {
@@ -229,7 +172,7 @@ int32_t Attention::onShapeChange(Descs inputs, int32_t num_inputs, Descs, int32_
 
 size_t Attention::getWorkspaceSize(DynamicDescs inputs, int32_t, DynamicDescs,
                                    int32_t) const noexcept {
-    const Shapes shapes =
+    const AttentionShapes shapes =
         shapes_of(inputs[kQuery].max, inputs[kPastKey].max, mass_ ? &inputs[kIndex].max : nullptr,
                   inputs[kQuery].desc.type, inputs[kPastKey].desc.type, num_heads_, num_kv_heads_);
     return shapes.valid() ? largest_workspace(shapes) : 0;
@@ -237,9 +180,9 @@ size_t Attention::getWorkspaceSize(DynamicDescs inputs, int32_t, DynamicDescs,
 
 int32_t Attention::enqueue(Descs inputs, Descs, const void* const* in, void* const* out,
                            void* workspace, cudaStream_t stream) noexcept {
-    const Shapes shapes = shapes_of(inputs[kQuery].dims, inputs[kPastKey].dims,
-                                    mass_ ? &inputs[kIndex].dims : nullptr, inputs[kQuery].type,
-                                    inputs[kPastKey].type, num_heads_, num_kv_heads_);
+    const AttentionShapes shapes = shapes_of(
+        inputs[kQuery].dims, inputs[kPastKey].dims, mass_ ? &inputs[kIndex].dims : nullptr,
+        inputs[kQuery].type, inputs[kPastKey].type, num_heads_, num_kv_heads_);
     const int num_sms = multiprocessors();
     if (!shapes.valid() || num_sms == 0) return -1;
     // The cache is written where it is read; an engine that gave other memory would lose it.
@@ -274,13 +217,13 @@ int32_t Attention::enqueue(Descs inputs, Descs, const void* const* in, void* con
         params.cache = cache;
         params.sequences = sequences;
         params.workspace = workspace;
-        if (mass_) {
+        if (shapes.num_visual > 0) {
             params.mass.visual_index = static_cast<const int64_t*>(in[kIndex]);
             params.mass.mass = static_cast<float*>(out[kMass]);
         }
         return launch(params, stream) == cudaSuccess ? 0 : -1;
     };
-    if (shapes.length == 1) {
+    if (shapes.decodes()) {
         return attend(shapes.attention<cuda::AttentionDecodeParams>(num_sms),
                       cuda::launch_attention_decode);
     }

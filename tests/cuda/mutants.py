@@ -99,6 +99,8 @@ MUTANTS = (
     _mutant("sample.cu", "if (i != banned || !finite)", "if (i != banned)"),
     _mutant("sample.cu", "{logits, result.best, 1, -1}", "{logits, result.best, 1, banned}"),
     _mutant("sample.cu", "ties_left -= i < warp ? taken : 0;", ""),
+    # Workspace.
+    _mutant("attention_finish.cuh", "mass.num_visual > 0 && ", "", _PREFILL),
     # Capability 7.5.
     _turing("a[2], a[3], b[1]", "a[2], a[3], b[0]", _DECODE),
     _turing("a[0], a[1], b[0]", "a[0], a[2], b[0]", _PREFILL),

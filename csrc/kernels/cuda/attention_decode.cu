@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
                        static_cast<const unsigned char*>(p.cache.v) + offset,
                        is_codes(kType) ? p.cache.k_scale + rows : nullptr,
                        is_codes(kType) ? p.cache.v_scale + rows : nullptr};
-    const bool keep = p.mass.visual_index != nullptr;
+    const bool keep = has_mass(p.mass);
     const int steps = ceil_div(end - first, kStepKeys), own = first + warp * kWarpKeys;
     Softmax<kDim> softmax;
     constexpr int kAhead = kCopyStages - 1;
@@ -273,7 +273,7 @@ cudaError_t run(const AttentionDecodeParams& p, cudaStream_t stream) {
     const dim3 grid(static_cast<unsigned>(partial.num_splits),
                     static_cast<unsigned>(p.cache.num_kv_heads * ceil_div(group, kHeads)),
                     static_cast<unsigned>(p.sequences.batch));
-    const size_t kept = p.mass.visual_index == nullptr ? 0 : kHeads * kKeptStride * sizeof(float);
+    const size_t kept = has_mass(p.mass) ? kHeads * kKeptStride * sizeof(float) : 0;
     using Tile = WarpTile<Act, kType, kDim>;  // whose kBytes are not those of every device
     const int tile_bytes = copy_stages() * Tile::kStageBytes + Tile::kDecodedBytes;
     const size_t shared = kWarps * tile_bytes + kWarps * kHeads * sizeof(float2) + kept;

@@ -23,6 +23,12 @@ __host__ __device__ constexpr int keys_per_split(int num_keys, int num_splits, i
     return ceil_div(ceil_div(num_keys, num_splits), step) * step;
 }
 
+// Whether the scores of the last token are kept: an empty list of keys may have a pointer, and
+// takes no workspace.
+__host__ __device__ inline bool has_mass(const MassParams& mass) {
+    return mass.num_visual > 0 && mass.visual_index != nullptr;
+}
+
 struct MaxOf {
     __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
@@ -161,9 +167,8 @@ template <class Act>
 cudaError_t launch_finish(const Partial& partial, const Sequences& sequences,
                           const MassParams& mass, void* out, int64_t ldo, int num_heads, int dim,
                           cudaStream_t stream) {
-    const int blocks =
-        (partial.out == nullptr ? 0 : partial.rows) +
-        (mass.visual_index == nullptr ? 0 : ceil_div(mass.num_visual, kFinishThreads));
+    const int blocks = (partial.out == nullptr ? 0 : partial.rows) +
+                       (has_mass(mass) ? ceil_div(mass.num_visual, kFinishThreads) : 0);
     if (blocks == 0) return cudaSuccess;
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(sequences.batch));
     return launch(finish_attention<Act>, grid, dim3(kFinishThreads),

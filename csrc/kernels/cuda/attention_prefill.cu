@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         query[i] = real ? static_cast<const Act*>(p.q) + (span.first_row + token[i]) * p.ldq +
                               head[i] * kDim
                         : nullptr;
-        const bool keep = real && token[i] == span.query_len - 1 && p.mass.visual_index != nullptr;
+        const bool keep = real && token[i] == span.query_len - 1 && has_mass(p.mass);
         kept[i] = keep ? partial.score + (static_cast<int64_t>(b) * p.num_heads + head[i]) *
                                              partial.score_stride
                        : nullptr;

@@ -46,7 +46,7 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shar
                                                        static_cast<int>(shared_bytes));
         if (error != cudaSuccess) return error;
     }
-    kernel<<<grid, block, shared_bytes, stream> > >(args...);
+    kernel<<<grid, block, shared_bytes, stream>>>(args...);
     return cudaGetLastError();
 }
 

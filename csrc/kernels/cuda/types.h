@@ -44,7 +44,7 @@ struct KvCache {
 struct MassParams {
     const int64_t* visual_index;  // (B, N) KV positions, in any order; null: no mass    in
     float* mass;                  // (B, N); zeros for an idle row                       out
-    int num_visual;               // N
+    int num_visual;               // N; 0: no mass
 };
 
 }  // namespace latrt::cuda

@@ -40,6 +40,12 @@ struct AttentionCase {
         if (num_visual == 0) return {nullptr, nullptr, 0};
         return {visual_index->data(), mass->data(), num_visual};
     }
+    // N = 0 with pointers, as an empty input has them; `mass_params(0)` is of an absent one.
+    cuda::MassParams empty_mass_params() {
+        visual_index = std::make_unique<Buffer<int64_t>>(0);
+        mass = std::make_unique<Buffer<float>>(0);
+        return {visual_index->data(), mass->data(), 0};
+    }
     int num_visual() const { return int(mass->size()) / sequences.batch; }
     void check(const char* file, int line) const;
 

@@ -26,15 +26,18 @@ cuda::AttentionDecodeParams params(AttentionCase& c) {
             int64_t(c.out->ld)};
 }
 
-void check(uint64_t seed, int dim, int most_keys, int num_sms = 0) {
-    AttentionCase c(seed, dim, 1, most_keys);
-    if (num_sms != 0) c.num_sms = num_sms;
-    cuda::AttentionDecodeParams p = params(c);
+void run(AttentionCase& c, cuda::AttentionDecodeParams p) {
     test::Buffer<uint8_t> workspace(cuda::attention_decode_workspace(p));
     p.workspace = workspace.data();
     CHECK(test::finished(cuda::launch_attention_decode(p, nullptr)) == cudaSuccess);
     c.check(__FILE__, __LINE__);
     CHECK(workspace.edges_untouched());
+}
+
+void check(uint64_t seed, int dim, int most_keys, int num_sms = 0) {
+    AttentionCase c(seed, dim, 1, most_keys);
+    if (num_sms != 0) c.num_sms = num_sms;
+    run(c, params(c));
 }
 
 }  // namespace
@@ -57,6 +60,15 @@ TEST(attention_decode_keeps_the_scores_of_long_splits) {
     // One or few splits: a block writes its kept scores several times.
     for (int i = 0; i < test::repeats(6); ++i) {
         check(test::seed() + 80 + uint64_t(i), 64, 900, 1);
+    }
+}
+
+TEST(attention_decode_of_no_visual_keys) {
+    for (int i = 0; i < test::repeats(3); ++i) {
+        AttentionCase c(test::seed() + 120 + uint64_t(i), 64, 1, 600);
+        cuda::AttentionDecodeParams p = params(c);
+        p.mass = c.empty_mass_params();
+        run(c, p);
     }
 }
 
