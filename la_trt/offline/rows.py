@@ -50,8 +50,8 @@ class BatchInput:
     """A file of rows that has been read once from end to end.
 
     `spans` (N, 3) int64: line number, offset and size in bytes of every row that is good.
-    `bad`: line number -> (id, what is wrong). `sha256`: of the whole file. `policies`: those that
-    rows name.
+    `bad`: line number -> (its id, `line-N` where it has none of its own; what is wrong).
+    `sha256`: of the whole file. `policies`: those that rows name.
     """
 
     path: Path
@@ -81,13 +81,17 @@ def scan(path: Path) -> BatchInput:
     policies: set[str] = set()
     with _open(path) as file:
         for number, offset, line in _lines(file, digest.update):
+            name = by_line = f"line-{number}"
             try:
-                row = _row(line, number)
+                value = _object(line)
+                name = value["id"] if _is_id(value.get("id")) else by_line
+                row = _row(value, number)
                 key = hashlib.blake2b(row.id.encode("utf-8", "replace"), digest_size=16).digest()
                 if key in seen:
+                    name = by_line
                     raise RowError(f"id {show(row.id)} stands in line {seen[key]} already")
             except RowError as problem:
-                bad[number] = (f"line-{number}", str(problem))
+                bad[number] = (name, str(problem))
                 continue
             seen[key] = number
             if row.policy is not None:
@@ -114,7 +118,7 @@ def read(path: Path, spans: Sequence[Sequence[int]]) -> list[BatchRow]:
         for number, offset, size in spans:
             file.seek(offset)
             try:
-                rows.append(_row(file.read(size), int(number)))
+                rows.append(_row(_object(file.read(size)), int(number)))
             except RowError:
                 raise InputError(
                     f"{path} line {number}: changed while it was read\nstart again",
@@ -124,6 +128,11 @@ def read(path: Path, spans: Sequence[Sequence[int]]) -> list[BatchRow]:
 
 
 def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path}: not a regular file, and it is read more than once\nsave it first",
+            name="E_DATASET",
+        )
     try:
         return path.open("rb")
     except OSError as error:
@@ -154,8 +163,8 @@ def _lines(file: BinaryIO, update: Callable[[bytes], object]) -> Iterator[tuple[
         offset += len(line)
 
 
-def _row(line: bytes, number: int) -> BatchRow:
-    """The question of a line. Raises RowError."""
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line. Raises RowError."""
     try:
         value = parse_json(
             line.removeprefix(b"\xef\xbb\xbf"),
@@ -168,6 +177,11 @@ def _row(line: bytes, number: int) -> BatchRow:
         raise RowError(str(error).strip().removeprefix("row: ")) from None
     if not isinstance(value, dict):
         raise RowError(f"expected an object, got {type(value).__name__}")
+    return value
+
+
+def _row(value: Mapping[str, Any], number: int) -> BatchRow:
+    """The question of an object. Raises RowError."""
     return BatchRow(number=number, **{"id": f"line-{number}", **_fields(value)})
 
 
@@ -186,6 +200,10 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
@@ -200,7 +218,7 @@ def _number(value: Any) -> bool:
 
 
 _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "id": (f"1 to {MAX_ID} characters", lambda v: isinstance(v, str) and 0 < len(v) <= MAX_ID),
+    "id": (f"text of 1 to {MAX_ID} characters", _is_id),
     "prompt": ("text", _text),
     "images": (
         "a list of file names or data URLs",

@@ -66,7 +66,8 @@ BAD = {
     '{"prompt": "a", "temperature": 1' + "0" * 400 + "}": "temperature: expected a number of at",
     '{"prompt": "a", "temperature": NaN}': "NaN is not a JSON number",
     '{"prompt": "a", "policy": "/etc/p.yaml"}': "policy: expected one of",
-    '{"prompt": "a", "id": ""}': "id: expected 1 to 512 characters",
+    '{"prompt": "a", "id": ""}': "id: expected text of 1 to 512 characters, got ''",
+    '{"prompt": "a", "id": 6}': "id: expected text of 1 to 512 characters, got 6",
     '{"prompt": "a", "id": "good"}': "stands in line 1 already",
 }
 
@@ -133,6 +134,21 @@ def test_questions_and_what_is_no_answers_are_never_replaced(
         assert run(command(bundle, rows, notes, *more)) == 5
         assert "error[E_OUTPUT_EXISTS]" in capsys.readouterr().err
     assert rows.read_bytes() == before and notes.read_text() == "mine\n"
+
+
+def test_a_refused_row_keeps_its_id(bundle: Path, write: Write, tmp_path: Path) -> None:
+    given = [{"id": "a", "prompt": ""}, {"id": "b", "prompt": "b"}, {"id": "b", "prompt": "c"}]
+    rows, output = write([*given, {"id": "d", "prompt": "d", "foo": 1}]), tmp_path / "out.jsonl"
+    assert run(command(bundle, rows, output)) == 3
+    assert [record["id"] for record in records(output)] == ["a", "b", "line-3", "d"]
+
+
+def test_a_pipe_is_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(pipe := tmp_path / "rows.jsonl")
+    assert run(command(bundle, pipe, tmp_path / "out.jsonl")) == 3
+    assert "not a regular file" in capsys.readouterr().err
 
 
 def test_a_run_that_answered_nothing_binds_nobody(
