@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,8 @@ class _Worker:
 def _connect(ray: Any, options: RayOptions) -> None:
     given: dict[str, Any] = {"address": options.address}
     if options.address is None:
-        import os
-
+        # Ray reports how it is used unless told not to.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         wanted = options.num_workers * options.cpus + 1
         given = {
             "num_cpus": max(os.cpu_count() or 1, int(np.ceil(wanted))),
