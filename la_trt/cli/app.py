@@ -17,6 +17,7 @@ import click
 
 from la_trt import __version__
 from la_trt.errors import LookAgainError, MachineError, UsageError
+from la_trt.files.atomic import FULL
 
 # One module a command, imported when it is used, so that `la-trt --help` stays quick.
 COMMANDS = {
@@ -49,7 +50,6 @@ _MACHINE_ERRNO = {
     errno.EBUSY: "wait until it is free",
     errno.ENODEV: "choose another place",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -157,7 +157,7 @@ def _report(error: BaseException, state: State) -> int:
 def _is_full(error: BaseException) -> bool:
     """Whether a full disk is behind an error."""
     return any(
-        isinstance(problem, OSError) and problem.errno in _FULL
+        isinstance(problem, OSError) and problem.errno in FULL
         for problem in (error, error.__cause__)
     )
 

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from la_trt.errors import InputError
-from la_trt.limits import Limits
+from la_trt.limits import MAX_THREADS, Limits
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,7 +121,7 @@ def source_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
             click.option(
                 "--threads",
-                type=click.IntRange(min=1, max=1024),
+                type=click.IntRange(min=1, max=MAX_THREADS),
                 metavar="N",
                 help="CPU threads of the engine.  [default: all cores]",
             ),

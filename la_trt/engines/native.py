@@ -24,12 +24,12 @@ from la_trt.engines.rope import inverse_frequencies, mrope_tables
 from la_trt.engines.slots import SlotTable
 from la_trt.engines.vision_layout import vision_layout
 from la_trt.errors import BundleError, MachineError, UsageError
-from la_trt.files.bundle import Bundle
+from la_trt.files.bundle import NATIVE_WEIGHTS, Bundle
 from la_trt.files.manifest import REBUILD
 from la_trt.files.safetensors import SafetensorsFile
 
-WEIGHTS = "native.safetensors"
 LAYOUT = "1"
+WEIGHTS = NATIVE_WEIGHTS
 KV_DTYPES = ("float32", "bfloat16", "float16", "int8")
 _TOKENS_AT_ONCE = 256
 

@@ -27,8 +27,8 @@ from la_trt.errors import MachineError
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_DISK = (*_FULL, errno.EFBIG, errno.EIO, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a disk without room
+_DISK = (*FULL, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def _nameless_errors(target: Path) -> Iterator[None]:
 
 
 def _refuse_write(target: Path, problem: OSError) -> NoReturn:
-    todo = "free space there" if problem.errno in _FULL else "check its permissions"
+    todo = "free space there" if problem.errno in FULL else "check its permissions"
     raise MachineError(
         f"{target}: cannot be written ({problem.strerror or problem})\n"
         f"{todo}, or choose another output",

@@ -33,7 +33,7 @@ __all__ = ["Bundle", "BundleLimits", "BundleWriter", "Manifest", "open_bundle", 
 Progress = Callable[[int, int], None]
 _PIECE_BYTES = 1 << 20
 _MAX_REPLACED = 5  # times that a build may replace the bundle while it is opened
-_NATIVE_WEIGHTS = "native.safetensors"
+NATIVE_WEIGHTS = "native.safetensors"
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -67,7 +67,7 @@ class Bundle:
         """The path of a listed file. Raises BundleError (E_MISSING_FILE) when not listed."""
         if name not in self:
             what, todo = "not part of this bundle", REBUILD
-            if name.endswith(".onnx") and _NATIVE_WEIGHTS in self:
+            if name.endswith(".onnx") and NATIVE_WEIGHTS in self:
                 what += ", which was built with --backend native"
                 todo = f"run it with --backend native, or {REBUILD}"
             raise BundleError(f"{self.path / name}: {what}\n{todo}", name="E_MISSING_FILE")

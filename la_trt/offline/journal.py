@@ -44,8 +44,7 @@ class Journal:
             if self._count(record, end + len(data), len(line)):
                 data += line
                 num_new += 1
-        with write_errors(file_name(self.output)):
-            _write(self._descriptor, data)
+        self._save(data)
         return num_new
 
     def publish(self, numbers: Iterable[int]) -> None:
@@ -94,8 +93,11 @@ class Journal:
             os.ftruncate(self._descriptor, offset)
         if not self.records:  # a run that ended before its first answer binds nobody
             os.ftruncate(self._descriptor, 0)
-            with write_errors(file_name(self.output)):
-                _write(self._descriptor, _dumped(settings))
+            self._save(_dumped(settings))
+
+    def _save(self, data: bytes) -> None:
+        with write_errors(file_name(self.output)):
+            _write(self._descriptor, data)
 
 
 @contextlib.contextmanager

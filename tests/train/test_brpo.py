@@ -20,6 +20,7 @@ from la_trt.errors import MachineError, UsageError
 from la_trt.files.checkpoint import open_checkpoint
 from la_trt.model.weights import load_model
 from tests.tiny import write_tiny_checkpoint
+from tests.train.two_processes import start
 from train.board import Board
 from train.brpo import Trainer, brpo, main
 from train.coldstart import training_world
@@ -331,15 +332,7 @@ def test_sharded_runs_resume_bit_for_bit(ckpt: Path, tmp_path: Path) -> None:
 def pairs(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of `two_brpo`."""
     directory = tmp_path_factory.mktemp("pairs")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.two_brpo", str(ckpt), str(directory)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    start("tests.train.two_brpo", ckpt, directory)
     return directory
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,9 @@ from PIL import Image
 from la_trt.errors import UsageError
 from la_trt.model.weights import load_model
 from tests.tiny import write_tiny_checkpoint
-from tests.train.two_processes import CONFIG
+from tests.train.two_processes import CONFIG, start
 from train.checkpointing import load_state, save_state
 from train.sft import Trainer, sft
-
-ROOT = Path(__file__).parents[2]
 
 
 def write_rows(directory: Path) -> Path:
@@ -45,16 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs")
     ckpt = write_tiny_checkpoint(directory / "ckpt", tie_word_embeddings=True)
     data = write_rows(directory)
-    command = [sys.executable, "-m", "tests.train.two_processes"]
-    done = subprocess.run(
-        [*command, str(ckpt), str(data), str(directory)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    start("tests.train.two_processes", ckpt, data, directory)
     sft(Trainer(CONFIG, ckpt, directory / "one", data=data))
     return directory
 

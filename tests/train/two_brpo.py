@@ -18,7 +18,7 @@ import torch._dynamo  # a first step imports it; here it is done once for all ch
 
 import train.rollout
 from tests.train.test_brpo import TRIAL, judge
-from tests.train.two_processes import together
+from tests.train.two_processes import go_on, together
 from train.brpo import Trainer, brpo
 
 CONFIG = replace(
@@ -39,12 +39,7 @@ def run(ckpt: Path, output: Path, *, shard: bool, stop_after: int = 0) -> None:
 
     torch.load = noted
     trainer = Trainer(replace(CONFIG, optim=replace(CONFIG.optim, shard=shard)), ckpt, output)
-    if stop_after:
-        for _ in range(stop_after):
-            trainer.train_step()
-        trainer.save()
-    else:
-        brpo(trainer)
+    go_on(trainer, brpo, stop_after)
 
 
 def both(ckpt: Path, directory: Path, *, shard: bool) -> None:

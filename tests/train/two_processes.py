@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 import torch._dynamo  # a first step imports it; here it is done once for all children
@@ -20,6 +22,16 @@ from train.presets_sft import DataConfig, LookConfig, RunConfig, SftConfig
 from train.sft import Trainer, sft
 from train.trainee import OptimConfig
 
+ROOT = Path(__file__).parents[2]
+
+
+class _Trainer(Protocol):
+    def train_step(self) -> object: ...
+
+    def save(self) -> None: ...
+
+
+_T = TypeVar("_T", bound=_Trainer)
 CONFIG = SftConfig(
     run=RunConfig(steps=4, save_every=2, tensorboard="off"),
     look=LookConfig(reattention="route", inject="embed"),
@@ -37,13 +49,17 @@ CONFIG = SftConfig(
 
 
 def run(ckpt: Path, data: Path, output: Path, *, stop_after: int = 0) -> None:
-    trainer = Trainer(CONFIG, ckpt, output, data=data)
-    if stop_after:
-        for _ in range(stop_after):
-            trainer.train_step()
-        trainer.save()
-    else:
-        sft(trainer)
+    go_on(Trainer(CONFIG, ckpt, output, data=data), sft, stop_after)
+
+
+def go_on(trainer: _T, to_the_end: Callable[[_T], object], stop_after: int) -> None:
+    """Nothing; the run has ended, or is saved after so many steps."""
+    if not stop_after:
+        to_the_end(trainer)
+        return
+    for _ in range(stop_after):
+        trainer.train_step()
+    trainer.save()
 
 
 def together(what: Callable[[], None]) -> None:
@@ -73,6 +89,19 @@ def together(what: Callable[[], None]) -> None:
         children.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     assert codes == [0, 0], f"the processes ended with {codes}"
+
+
+def start(module: str, *arguments: Path) -> None:
+    """Nothing; `module` has run in a process of its own, which may fork as it likes."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def main() -> None:
