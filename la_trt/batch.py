@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from la_trt.engines.base import Draw, Engine, FloatArray, Step, VisualKeys
+from la_trt.engines.base import Draw, Engine, FloatArray, Step, StepOutput, VisualKeys
 from la_trt.errors import LookAgainError, MachineError
 from la_trt.events import DoneEvent, Event
 from la_trt.options import GenerationOptions
@@ -19,6 +19,7 @@ from la_trt.processor.types import Prompt
 from la_trt.reattention.inject import Chunk
 from la_trt.reattention.select import num_selected
 from la_trt.sequence import SequenceState, Vocabulary
+from la_trt.speculate import NgramDrafter
 
 DEFAULT_PREFILL_CHUNK = 512
 
@@ -82,12 +83,26 @@ class PlainSlots:
         self._engine.free(slot)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Tokens of one sequence in a step; `ends`: what the last of them returns is its next token.
+
+    `guess`: the token that it is, where it was guessed and not yet said.
+    """
+
+    state: SequenceState
+    chunk: Chunk
+    ends: bool
+    guess: int | None = None
+
+
 class Batch:
     """Sequences of one engine, advanced together. Not thread-safe.
 
     Requests start in the order in which they were added, one sample of each in turn. A
-    sequence that decodes gets one token a step; those still in their prompts share
-    `prefill_chunk` tokens evenly.
+    sequence that decodes gets one token a step, or more where `drafter` guessed them; those
+    still in their prompts share `prefill_chunk` tokens: a quarter evenly, the rest the shortest
+    first.
     """
 
     def __init__(
@@ -97,11 +112,13 @@ class Batch:
         *,
         prefill_chunk: int = DEFAULT_PREFILL_CHUNK,
         slots: Slots | None = None,
+        drafter: NgramDrafter | None = None,
     ) -> None:
         self._engine = engine
         self._vocabulary = vocabulary
         self._prefill_chunk = prefill_chunk
         self._slots = slots or PlainSlots(engine)
+        self._drafter = drafter if engine.limits.draft_rows else None
         self._waiting: deque[Request] = deque()
         self._active: list[SequenceState] = []
         self._requests: dict[int, Request] = {}
@@ -206,6 +223,7 @@ class Batch:
             slot=slot,
             capacity=capacity,
             visual_embeds=request.visual_embeds,
+            drafter=self._drafter,
         )
         state.clock.vision_ms = vision_ms
         return state
@@ -220,36 +238,44 @@ class Batch:
         return min(needed, self._engine.limits.max_len)
 
     def _advance(self) -> list[Event]:
-        """One engine step; returns the events of the sequences that got a token."""
+        """One engine step; returns the events of the sequences that got tokens."""
         started = time.perf_counter()
         for state in self._active:
             state.prepare()
-        parts = self._take()
-        ended = [state.queue is None for state, _ in parts]
-        draws = self._draws(parts, ended)
-        output = self._engine.forward(_pack(parts, ended, draws))
+        parts = self._with_guesses(self._take())
+        output = self._engine.forward(_pack(parts, self._draws(parts)))
         ms = (time.perf_counter() - started) * 1e3
         for state in self._active:
             state.spend(ms)
+        return self._accept(parts, output)
+
+    def _accept(self, parts: Sequence[_Part], output: StepOutput) -> list[Event]:
+        """The events of a step; what ran for guesses that were wrong is forgotten."""
         events: list[Event] = []
-        for b, (state, _) in enumerate(parts):
-            if ended[b]:
+        wrong: Counter[int] = Counter()  # guesses, by slot
+        for b, part in enumerate(parts):
+            state = part.state
+            if part.guess is not None and (wrong[state.slot] or not state.follow(part.guess)):
+                wrong[state.slot] += 1
+            elif part.ends:
                 mass = output.visual_mass[b] if output.visual_mass else None
                 drawn = output.drawn[b] if output.drawn else None
                 got = output.logits[b] if drawn is None else drawn
                 events += state.accept(got, mass if state.wants_mass else None)
+        for slot, count in wrong.items():
+            self._engine.truncate(slot, self._engine.length(slot) - count)
+        if self._drafter is not None:
+            guesses = sum(part.guess is not None for part in parts)
+            self._drafter.count(guesses, guesses - wrong.total())
         return events
 
-    def _draws(
-        self, parts: Sequence[tuple[SequenceState, Chunk]], ended: Sequence[bool]
-    ) -> tuple[Draw | None, ...]:
+    def _draws(self, parts: Sequence[_Part]) -> tuple[Draw | None, ...]:
         """The tokens that the engine is to draw; none at all where it cannot."""
         if not self._engine.limits.supports_draw:
             return ()
-        pairs = zip(parts, ended, strict=True)
-        return tuple(state.request_draw() if end else None for (state, _), end in pairs)
+        return tuple(part.state.request_draw() if part.ends else None for part in parts)
 
-    def _take(self) -> list[tuple[SequenceState, Chunk]]:
+    def _take(self) -> list[_Part]:
         """What each sequence contributes to this step, taken off its queue."""
         sizes = []
         for state in self._active:
@@ -261,38 +287,57 @@ class Batch:
                 assert state.queue is not None
                 chunk, rest = state.queue.split(size)
                 state.queue = rest if len(rest) else None
-                parts.append((state, chunk))
+                parts.append(_Part(state, chunk, ends=state.queue is None))
         return parts
+
+    def _with_guesses(self, parts: Sequence[_Part]) -> list[_Part]:
+        """The parts, each that ends a queue with what may follow it, while rows cost little."""
+        if self._drafter is None:
+            return list(parts)
+        room = self._engine.limits.draft_rows - len(parts)
+        found = []
+        for rank, part in enumerate(parts):
+            found.append(part)
+            share = -(-max(room, 0) // (len(parts) - rank))
+            guesses = part.state.draft(min(share, self._drafter.num_tokens)) if part.ends else []
+            room -= len(guesses)
+            found += [
+                _Part(part.state, chunk, ends=True, guess=int(chunk.input_ids[0]))
+                for chunk in guesses
+            ]
+        return found
 
 
 def _shares(sizes: Sequence[int], budget: int) -> list[int]:
-    """How much of each queue runs: single tokens whole, the others even shares of `budget`.
+    """How much of each queue runs: single tokens whole, the others shares of `budget`.
 
-    What a short queue leaves over goes to the longer ones, so a short prompt never waits for
-    a long one to end.
+    A quarter of it is shared evenly, so that no prompt ever stands still; the rest goes to the
+    shortest queues first, which ends most of them soonest (shortest remaining time first).
     """
     shares = [min(size, 1) if size <= 1 else 0 for size in sizes]
     long = sorted((i for i, size in enumerate(sizes) if size > 1), key=lambda i: sizes[i])
+    even = min(budget, max(budget // 4, len(long)))
+    budget -= even
     for rank, i in enumerate(long):
-        even = -(-budget // (len(long) - rank))
-        shares[i] = min(sizes[i], even, budget)
-        budget -= shares[i]
+        shares[i] = min(sizes[i], -(-even // (len(long) - rank)))
+        even -= shares[i]
+    budget += even
+    for i in long:
+        more = min(sizes[i] - shares[i], budget)
+        shares[i] += more
+        budget -= more
     return shares
 
 
-def _pack(
-    parts: Sequence[tuple[SequenceState, Chunk]],
-    ended: Sequence[bool],
-    draws: tuple[Draw | None, ...],
-) -> Step:
-    """One packed step of the chunks; the mass is asked for only where a queue ends."""
+def _pack(parts: Sequence[_Part], draws: tuple[Draw | None, ...]) -> Step:
+    """One packed step of the parts; the mass is asked for only where a queue ends."""
     offsets: dict[int, int] = {}
     tables: list[FloatArray] = []
     rows = []
-    for state, chunk in parts:
-        row = chunk.visual_row
+    for part in parts:
+        row = part.chunk.visual_row
         if (row >= 0).any():
-            table = state.visual_embeds
+            table = part.state.visual_embeds
             assert table is not None, "visual rows without visual embeddings"
             if id(table) not in offsets:
                 offsets[id(table)] = sum(len(t) for t in tables)
@@ -300,15 +345,15 @@ def _pack(
             row = np.where(row >= 0, row + offsets[id(table)], -1)
         rows.append(row)
     keys: tuple[VisualKeys | None, ...] = tuple(
-        state.layout.keys() if end and state.wants_mass else None
-        for (state, _), end in zip(parts, ended, strict=True)
+        part.state.layout.keys() if part.ends and part.state.wants_mass else None for part in parts
     )
+    chunks = [part.chunk for part in parts]
     return Step(
-        slots=tuple(state.slot for state, _ in parts),
-        cu_seqlens=np.cumsum([0, *(len(chunk) for _, chunk in parts)], dtype=np.int64),
-        input_ids=np.concatenate([chunk.input_ids for _, chunk in parts]),
+        slots=tuple(part.state.slot for part in parts),
+        cu_seqlens=np.cumsum([0, *(len(chunk) for chunk in chunks)], dtype=np.int64),
+        input_ids=np.concatenate([chunk.input_ids for chunk in chunks]),
         position_ids=np.ascontiguousarray(
-            np.concatenate([chunk.position_ids for _, chunk in parts], axis=1)
+            np.concatenate([chunk.position_ids for chunk in chunks], axis=1)
         ),
         visual_row=np.concatenate(rows) if tables else None,
         visual_embeds=None

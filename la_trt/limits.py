@@ -8,6 +8,7 @@ from la_trt.errors import UsageError
 
 MIB = 1 << 20
 MAX_THREADS = 1024  # of an engine
+MAX_SPECULATE = 16  # tokens guessed ahead in a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

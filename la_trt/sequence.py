@@ -34,6 +34,7 @@ from la_trt.reattention.inject import (
 )
 from la_trt.reattention.select import num_selected, select_tokens
 from la_trt.reattention.trigger import fires
+from la_trt.speculate import NgramDrafter
 from la_trt.tags import TagIds, TokenTable, conclusion
 
 
@@ -85,6 +86,7 @@ class SequenceState:
         slot: int,
         capacity: int,
         visual_embeds: FloatArray | None,
+        drafter: NgramDrafter | None = None,
     ) -> None:
         self.index = index
         self.prompt = prompt
@@ -97,6 +99,7 @@ class SequenceState:
         self._vocabulary = vocabulary
         self._engine = engine
         self._capacity = capacity
+        self._drafter = drafter
         self._layout = VisualLayout(prompt)
         self._next_position = prompt.next_position
         self._chooser = TokenChooser(options, vocabulary.tags, prompt, sample)
@@ -150,6 +153,28 @@ class SequenceState:
         text = text_chunk(token, self._next_position)
         self._next_position += 1
         self.queue = text if copies is None else join(copies, text)
+
+    def draft(self, count: int) -> list[Chunk]:
+        """Up to `count` guesses of what follows the token just prepared, one chunk each.
+
+        None before the first token, and none that `max_tokens` would not let be answered.
+        """
+        count = min(count, self.options.max_tokens - len(self._tokens) - 1)
+        if self._drafter is None or self.in_prefill or count < 1:
+            return []
+        guesses = self._drafter.guess(self._tokens, count)
+        return [text_chunk(g, self._next_position + j) for j, g in enumerate(guesses)]
+
+    def follow(self, guess: int) -> bool:
+        """Whether a guess that has run is the next token, with nothing to go in before it.
+
+        If so it counts as prepared, and what its pass returned is to be accepted.
+        """
+        last, step = self._tokens[-1], len(self._tokens) - 1
+        if self.finish is not None or last != guess or self._fires(last, step):
+            return False
+        self._next_position += 1
+        return True
 
     def _fires(self, token: int, step: int) -> bool:
         return fires(
@@ -270,6 +295,8 @@ class SequenceState:
             self.finish = "numerical_error"
             return events
         self._tokens.append(choice.token)
+        if self._drafter is not None:
+            self._drafter.learn(self._tokens)
         events.append(
             TokenEvent(
                 sequence=self.index,

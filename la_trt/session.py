@@ -12,10 +12,11 @@ from la_trt.batch import DEFAULT_PREFILL_CHUNK, Batch, NotStarted, Request, Slot
 from la_trt.engines.base import Engine
 from la_trt.errors import InputError, UsageError
 from la_trt.events import DoneEvent, Event, Result
-from la_trt.limits import Limits
+from la_trt.limits import MAX_SPECULATE, Limits
 from la_trt.options import GenerationOptions
 from la_trt.processor.types import Prompt
 from la_trt.sequence import Vocabulary
+from la_trt.speculate import NgramDrafter
 from la_trt.tags import TagIds, TokenTable
 
 __all__ = ["DEFAULT_PREFILL_CHUNK", "GenerationOptions", "Session"]
@@ -26,7 +27,8 @@ class Session:
 
     `eos_token_ids`: what ends an answer, by default the model config's. `prefill_chunk`:
     the most tokens of one sequence, and about the most of a whole batch, in one forward
-    pass; longer prompts and injections run in several.
+    pass; longer prompts and injections run in several. `speculate`: tokens guessed ahead in a
+    step, which changes no answer (`NgramDrafter`); UserWarning where the engine takes no guesses.
     """
 
     def __init__(
@@ -37,13 +39,22 @@ class Session:
         eos_token_ids: Iterable[int] | None = None,
         prefill_chunk: int = DEFAULT_PREFILL_CHUNK,
         limits: Limits | None = None,
+        speculate: int = 0,
     ) -> None:
         if prefill_chunk < 1:
             raise UsageError(f"prefill_chunk: expected at least 1, got {prefill_chunk}")
+        if not 0 <= speculate <= MAX_SPECULATE:
+            raise UsageError(f"speculate: expected 0 to {MAX_SPECULATE} tokens, got {speculate}")
         self.engine = engine
         self.tags = TagIds.resolve(tokenizer)
         self._prefill_chunk = prefill_chunk
         self._limits = limits or Limits()
+        self.drafter = NgramDrafter(speculate) if speculate else None
+        if speculate and not engine.limits.draft_rows:
+            name = engine.limits.name
+            warnings.warn(
+                f"speculate has no effect: engine {name!r} takes no guesses", stacklevel=3
+            )
         eos = engine.config.eos_token_ids if eos_token_ids is None else eos_token_ids
         self._vocabulary = Vocabulary(
             tokenizer=tokenizer, tags=self.tags, eos_ids=frozenset(int(i) for i in eos)
@@ -130,6 +141,7 @@ class Session:
             self._vocabulary,
             prefill_chunk=prefill_chunk or self._prefill_chunk,
             slots=slots,
+            drafter=self.drafter,
         )
 
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:

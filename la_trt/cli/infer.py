@@ -20,6 +20,7 @@ from la_trt.cli.options import (
     policy_options,
     sampling_options,
     source_options,
+    speculate_option,
 )
 from la_trt.cli.source import Source, ask
 from la_trt.cli.terminal import (
@@ -43,6 +44,7 @@ DEFAULT_MAX_TOKENS = 512
 
 @click.command(name="infer")
 @source_options
+@speculate_option
 @click.option(
     "--image",
     "images",
@@ -94,6 +96,7 @@ def command(
     backend: str,
     threads: int | None,
     max_model_len: int | None,
+    speculate: int,
     images: tuple[Path, ...],
     prompt: str,
     max_tokens: int | None,
@@ -111,7 +114,12 @@ def command(
     from la_trt.api import make_options
 
     source = Source(
-        engine=engine, ckpt=ckpt, backend=backend, threads=threads, max_model_len=max_model_len
+        engine=engine,
+        ckpt=ckpt,
+        backend=backend,
+        threads=threads,
+        max_model_len=max_model_len,
+        speculate=speculate,
     )
     most = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
     options = make_options(**generation, max_tokens=most, masses=heatmap is not None)

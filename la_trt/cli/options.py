@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from la_trt.errors import InputError
-from la_trt.limits import MAX_THREADS, Limits
+from la_trt.limits import MAX_SPECULATE, MAX_THREADS, Limits
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,6 +135,18 @@ def source_options(function: Callable[P, R]) -> Callable[P, R]:
     ):
         function = option(function)
     return function
+
+
+def speculate_option(function: Callable[P, R]) -> Callable[P, R]:
+    """How many tokens are guessed ahead."""
+    return click.option(
+        "--speculate",
+        type=click.IntRange(0, MAX_SPECULATE),
+        default=0,
+        metavar="N",
+        help="Tokens to guess ahead in a step, out of this answer and earlier ones, while few "
+        "sequences run; answers stay the same. 2 suits two cores. Native engine alone; 0: none.",
+    )(function)
 
 
 def policy_options(function: Callable[P, R]) -> Callable[P, R]:

@@ -17,6 +17,7 @@ from la_trt.cli.options import (
     FiniteRange,
     limit_options,
     source_options,
+    speculate_option,
 )
 from la_trt.cli.source import Source
 from la_trt.cli.terminal import note
@@ -35,6 +36,7 @@ _SECONDS = FiniteRange(min=0, min_open=True)
 
 @click.command(name="serve")
 @source_options
+@speculate_option
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="0: a free one."
@@ -162,6 +164,7 @@ def command(
     backend: str,
     threads: int | None,
     max_model_len: int | None,
+    speculate: int,
     max_batch: int,
     log_level: str,
     limits: Limits,
@@ -189,6 +192,7 @@ def command(
         threads=threads,
         max_model_len=max_model_len,
         max_batch=max_batch,
+        speculate=speculate,
     )
     settings = _settings(source, **flags)
     open_log(log_level)

@@ -35,6 +35,7 @@ class Source:
     threads: int | None = None
     max_model_len: int | None = None
     max_batch: int = 1
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         if self.engine is not None and self.ckpt is not None:
@@ -59,6 +60,12 @@ class Source:
             if self.threads is not None:
                 raise UsageError("--threads: TensorRT runs on the GPU\nleave --threads out")
 
+        if self.speculate and self.runs_torch:
+            raise UsageError(
+                "--speculate: the torch engine takes no guesses\n"
+                "leave --speculate out, or build a bundle and run that"
+            )
+
     @property
     def runs_torch(self) -> bool:
         """Whether the torch engine is to run."""
@@ -78,7 +85,7 @@ class Source:
             options["max_len"] = self.max_model_len
         if self.runs_torch:
             return LookAgain.from_checkpoint(self.ckpt or shipped(), limits=limits, **options)
-        options["backend"] = self.backend
+        options["backend"], options["speculate"] = self.backend, self.speculate
         if self.backend in ("auto", "onnx"):
             options["mass"] = mass
         if self.engine is None:

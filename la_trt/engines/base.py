@@ -7,7 +7,7 @@ All arrays are numpy, C-contiguous, on the host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -68,7 +68,9 @@ class Step:
     `input_ids` (T,) int64. Where `visual_row` (T,) int64 is >= 0 the token's embedding is
     row `visual_row` of `visual_embeds` (M, E) instead of the embedding of its id.
     `position_ids` (3, T) int64: temporal, height, width (M-RoPE).
-    `cu_seqlens` (B + 1,) int64 splits T by sequence; `slots` names their KV slots, all distinct.
+    `cu_seqlens` (B + 1,) int64 splits T by sequence; `slots` names their KV slots, all distinct,
+    but where the limits have `draft_rows`: there a slot may come again right behind itself with one
+    more token, which follows the one before and has outputs of its own.
     `visual_keys`: per sequence, or None where no mass is wanted (an empty tuple: none at all).
     `draws`: per sequence the token to draw, or None where the logits are wanted (an empty tuple:
     all of them); only for an engine whose limits say `supports_draw`.
@@ -102,7 +104,8 @@ class StepOutput:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
     """What an engine can do. `max_len`: KV positions a slot may have. `supports_draw`: it answers
-    `Step.draws`; others are never given any.
+    `Step.draws`; others are never given any. `draft_rows`: decoding sequences and tokens guessed
+    ahead that one step serves for little more than one token (0: it takes no guesses).
     """
 
     name: str
@@ -112,6 +115,7 @@ class EngineLimits:
     max_len: int
     supports_kv_reinject: bool = True
     supports_draw: bool = False
+    draft_rows: int = 0
     details: dict[str, str] = field(default_factory=dict)
 
 
@@ -158,10 +162,28 @@ class Engine(Protocol):
         ...
 
 
-def check_step(step: Step, lengths: Sequence[int], capacities: Sequence[int]) -> None:
-    """Assert that a step is well formed; engines call it, so bugs above surface by name."""
+def past_lengths(step: Step, length: Callable[[int], int]) -> list[int]:
+    """KV positions before each sequence of a step, by `length` of a slot; guesses follow on."""
+    past: list[int] = []
+    for b, slot in enumerate(step.slots):
+        again = b > 0 and slot == step.slots[b - 1]
+        count = int(step.cu_seqlens[b] - step.cu_seqlens[b - 1]) if again else 0
+        past.append(past[-1] + count if again else length(slot))
+    return past
+
+
+def check_step(
+    step: Step, lengths: Sequence[int], capacities: Sequence[int], *, drafts: bool = False
+) -> None:
+    """Assert that a step is well formed; engines call it, so bugs above surface by name.
+
+    `lengths`: KV positions before each sequence. `drafts`: whether the engine takes guesses.
+    """
     num_seqs, num_tokens = len(step.slots), len(step.input_ids)
-    assert len(set(step.slots)) == num_seqs, f"step.slots: duplicates in {step.slots}"
+    firsts = [b for b in range(num_seqs) if b == 0 or step.slots[b] != step.slots[b - 1]]
+    assert len({step.slots[b] for b in firsts}) == (len(firsts) if drafts else num_seqs), (
+        f"step.slots: duplicates in {step.slots}"
+    )
     assert step.cu_seqlens.shape == (num_seqs + 1,), (
         f"cu_seqlens: expected [{num_seqs + 1}], got {list(step.cu_seqlens.shape)}"
     )
@@ -170,6 +192,7 @@ def check_step(step: Step, lengths: Sequence[int], capacities: Sequence[int]) ->
     )
     counts = np.diff(step.cu_seqlens)
     assert (counts > 0).all(), f"cu_seqlens: empty sequence in {step.cu_seqlens.tolist()}"
+    assert (np.delete(counts, firsts) == 1).all(), "cu_seqlens: a guess of more than one token"
     assert step.position_ids.shape == (3, num_tokens), (
         f"position_ids: expected [3, T={num_tokens}], got {list(step.position_ids.shape)}"
     )

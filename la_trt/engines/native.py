@@ -19,6 +19,7 @@ from la_trt.engines.base import (
     StepOutput,
     VisualKeys,
     check_step,
+    past_lengths,
 )
 from la_trt.engines.rope import inverse_frequencies, mrope_tables
 from la_trt.engines.slots import SlotTable
@@ -31,6 +32,7 @@ from la_trt.files.safetensors import SafetensorsFile
 LAYOUT = "1"
 WEIGHTS = NATIVE_WEIGHTS
 KV_DTYPES = ("float32", "bfloat16", "float16", "int8")
+DRAFT_ROWS = 4  # beyond these a step takes longer by as much as it answers more
 _TOKENS_AT_ONCE = 256
 
 
@@ -108,6 +110,7 @@ class NativeEngine:
             dtype=file.metadata["decoder"],
             max_batch=max_batch,
             max_len=self._slots.max_len,
+            draft_rows=DRAFT_ROWS,
             details={
                 "isa": isa,
                 "threads": str(threads),
@@ -154,8 +157,8 @@ class NativeEngine:
 
     def forward(self, step: Step) -> StepOutput:
         """Logits and mass of each sequence's last token; at most 256 tokens run at a time."""
-        lengths = [self.length(slot) for slot in step.slots]
-        check_step(step, lengths, self._slots.capacities(step.slots))
+        lengths = past_lengths(step, self.length)
+        check_step(step, lengths, self._slots.capacities(step.slots), drafts=True)
         cos, sin = mrope_tables(step.position_ids, self._config.text)
         keys = step.visual_keys or (None,) * len(step.slots)
         logits = np.empty((len(step.slots), self._config.text.vocab_size), np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from la_trt.engines.base import Engine, Step
+from la_trt.engines.base import Engine, Step, VisualKeys
 from la_trt.errors import MachineError
 from la_trt.model import QwenVL
 from tests.engines.oracle import expected_trace
@@ -137,6 +137,39 @@ class EngineConformance:
         for mass in trace.mass:
             assert (mass >= 0).all()
             assert 0 < mass.sum() < 1
+
+    def test_guesses_are_tokens_one_by_one(self, engine: Engine, model: QwenVL) -> None:
+        """A slot that comes again in a step; engines that take no guesses refuse it."""
+        ids, first = [11, 12, 13, 14], 9
+        keys = VisualKeys(kv_index=np.array([1, 4, 5]), source=np.array([1, 0, 1]), num_visual=2)
+        slots = [engine.alloc(20) for _ in range(3)]
+        for slot in slots:
+            engine.forward(text_step(slot, list(range(first)), 0))
+        guesses = replace(
+            text_step(slots[0], ids, first),
+            slots=(slots[0],) * 4,
+            cu_seqlens=np.arange(5),
+            visual_keys=(keys,) * 4,
+        )
+        if not engine.limits.draft_rows:
+            with pytest.raises(AssertionError, match="duplicates"):
+                engine.forward(guesses)
+            return
+        alone = [
+            engine.forward(replace(text_step(slots[1], [i], first + n), visual_keys=(keys,)))
+            for n, i in enumerate(ids)
+        ]
+        got = engine.forward(guesses)
+        assert engine.length(slots[0]) == engine.length(slots[1]) == first + 4
+        for b, expected in enumerate(alone):
+            np.testing.assert_array_equal(got.logits[b], expected.logits[0])
+            np.testing.assert_array_equal(got.visual_mass[b], expected.visual_mass[0])
+        twice = replace(guesses, slots=(slots[0], slots[2], slots[0], slots[0]))
+        with pytest.raises(AssertionError, match="duplicates"):
+            engine.forward(twice)
+        long = replace(guesses, slots=(slots[0],) * 2, cu_seqlens=np.array([0, 2, 4]))
+        with pytest.raises(AssertionError, match="a guess of more than one token"):
+            engine.forward(replace(long, visual_keys=()))
 
     def test_slots_run_out_and_come_back(self, engine: Engine) -> None:
         slots = [engine.alloc(4) for _ in range(4)]

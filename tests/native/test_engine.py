@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from build_engines.build import build
 from build_engines.native import Format
+from la_trt import LookAgain
+from la_trt.assets import TINY_CHECKPOINT
 from la_trt.engines.base import Engine
-from la_trt.engines.native import NativeEngine, load_module
+from la_trt.engines.native import KV_DTYPES, NativeEngine, load_module
 from la_trt.engines.torch import TorchEngine
 from la_trt.errors import BundleError, UsageError
+from la_trt.lookworld import WorldConfig, sample
 from la_trt.model import QwenVL
 from tests.engines.conformance import EngineConformance, MakeEngine
 from tests.engines.script import play, random_script, text_step
@@ -151,6 +156,54 @@ def test_rows_together_change_nothing(weights: Format, tmp_path: Path) -> None:
     for first in range(0, 101, 10):
         got = engine.forward(text_step(pieces, ids[first : first + 10], first)).logits
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "amx"])
+def test_guesses_change_no_bit(isa: str, weights: Format, kv_dtype: str, tmp_path: Path) -> None:
+    """Tokens of one sequence in one step, behind another's chunk, and the same one by one."""
+    if isa not in load_module().levels():
+        pytest.skip(f"this processor lacks level {isa}")
+    model = random_model(2)
+    ids = np.random.default_rng(1).integers(0, model.config.text.vocab_size, 90).tolist()
+    engine = make_native_engine(model, tmp_path, decoder=weights, kv_dtype=kv_dtype, isa=isa)
+    alone, together, other = (engine.alloc(100) for _ in range(3))
+    for slot in (alone, together):
+        engine.forward(text_step(slot, ids[:85], 0))
+    expected = [engine.forward(text_step(alone, [ids[n]], n)).logits[0] for n in range(85, 90)]
+    parts = [text_step(other, ids[:30], 0), text_step(together, ids[85:], 85)]
+    step = replace(
+        parts[0],
+        slots=(other, *[together] * 5),
+        cu_seqlens=np.array([0, *range(30, 36)]),
+        input_ids=np.concatenate([part.input_ids for part in parts]),
+        position_ids=np.concatenate([part.position_ids for part in parts], axis=1),
+    )
+    got = engine.forward(step).logits[1:]
+    np.testing.assert_array_equal(got, expected)
+    for a, b in zip(engine.read_kv(alone), engine.read_kv(together), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("policy", ["copy", "route"])
+def test_guesses_change_no_answer_of_the_shipped_model(policy: str, tmp_path: Path) -> None:
+    build(TINY_CHECKPOINT, tmp_path / "bundle", graphs=False)
+    results: dict[int, list[Any]] = {}
+    for num_guesses in (0, 3):
+        model = LookAgain.from_bundle(tmp_path / "bundle", speculate=num_guesses, threads=2)
+        for index, family in enumerate(("count", "describe")):
+            drawn = sample("test", index, WorldConfig(), family)
+            result = model.generate([drawn.image], drawn.question.text, policy=policy, masses=True)
+            assert result.num_reflections > 0
+            results.setdefault(num_guesses, []).append(result)
+    drafter = model.session.drafter
+    assert drafter is not None and 20 < drafter.num_accepted < drafter.num_drafted
+    for plain, guessed in zip(results[0], results[3], strict=True):
+        assert plain.tokens == guessed.tokens
+        np.testing.assert_array_equal(plain.step_masses, guessed.step_masses)
+        for a, b in zip(plain.reinjections, guessed.reinjections, strict=True):
+            np.testing.assert_array_equal(a.selected, b.selected)
 
 
 def test_long_prefill_runs_in_pieces(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from la_trt.config import ModelConfig, TextConfig, VisionConfig
-from la_trt.engines.base import EngineLimits, Step, StepOutput, check_step
+from la_trt.engines.base import EngineLimits, Step, StepOutput, check_step, past_lengths
 from la_trt.errors import MachineError
 from la_trt.processor.mrope import prompt_positions
 from la_trt.processor.types import Prompt
@@ -131,6 +131,7 @@ class MockEngine:
     max_batch: int = 4
     max_slots: int = 100
     supports_kv: bool = True
+    draft_rows: int = 0
     config: ModelConfig = field(default_factory=mock_config)
 
     def __post_init__(self) -> None:
@@ -151,6 +152,7 @@ class MockEngine:
             max_batch=self.max_batch,
             max_len=self.max_len,
             supports_kv_reinject=self.supports_kv,
+            draft_rows=self.draft_rows,
         )
 
     def vision(self, pixel_values: np.ndarray, grid_thw: np.ndarray) -> np.ndarray:
@@ -188,7 +190,12 @@ class MockEngine:
 
     def forward(self, step: Step) -> StepOutput:
         slots = step.slots
-        check_step(step, [self.length(s) for s in slots], [self.capacity[s] for s in slots])
+        check_step(
+            step,
+            past_lengths(step, self.length),
+            [self.capacity[s] for s in slots],
+            drafts=self.draft_rows > 0,
+        )
         self.steps.append(step)
         logits = np.full((len(slots), VOCAB), -5.0, np.float32)
         masses: list[np.ndarray | None] = []

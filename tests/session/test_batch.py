@@ -1,4 +1,4 @@
-"""The running batch: even shares of the prefill, joining, leaving, best tokens."""
+"""The running batch: shares of the prefill, joining, leaving, best tokens."""
 
 from __future__ import annotations
 
@@ -22,15 +22,34 @@ from tests.session.mock_engine import EOS, VOCAB, ByteTokens, Entry, MockEngine,
     [
         ([1, 1, 1], 1, [1, 1, 1]),
         ([100], 16, [16]),
-        ([100, 100], 16, [8, 8]),
-        ([100, 3, 100], 16, [7, 3, 6]),
+        ([100, 100], 16, [14, 2]),
+        ([100, 3, 100], 16, [12, 3, 1]),
         ([100, 1, 4], 16, [12, 1, 4]),
+        ([100, 30], 16, [2, 14]),
+        ([100, 5, 30, 9], 16, [1, 5, 1, 9]),
         ([5, 5, 5], 2, [1, 1, 0]),
+        ([5, 5, 5], 3, [1, 1, 1]),
         ([2, 3], 16, [2, 3]),
     ],
 )
-def test_prompts_share_the_prefill_evenly(sizes: list[int], budget: int, shares: list[int]) -> None:
+def test_shortest_prompts_first_and_none_stands_still(
+    sizes: list[int], budget: int, shares: list[int]
+) -> None:
     assert _shares(sizes, budget) == shares
+
+
+@pytest.mark.parametrize("budget", [1, 2, 7, 16, 128])
+def test_shares_use_the_budget_up_and_no_more(budget: int) -> None:
+    rng = np.random.default_rng(budget)
+    for _ in range(200):
+        sizes = rng.integers(1, 60, rng.integers(1, 12)).tolist()
+        shares = _shares(sizes, budget)
+        long = [(size, share) for size, share in zip(sizes, shares, strict=True) if size > 1]
+        assert all(share == 1 for size, share in zip(sizes, shares, strict=True) if size == 1)
+        assert all(0 <= share <= size for size, share in long)
+        assert sum(share for _, share in long) == min(budget, sum(size for size, _ in long))
+        if budget >= len(long):
+            assert all(share > 0 for _, share in long)
 
 
 def batch_of(engine: MockEngine, **options: int) -> Batch:
