@@ -6,8 +6,9 @@ The answers are the shipped model's to questions of LookWorld. Without --engine 
 with its pictures and copies; with one, that engine is made to say the same tokens behind a prompt
 of --context random ones, so that a model of another shape is timed at guesses that come true as
 often as these. `cold` has this answer alone to guess from, `learned` the answers to --learn other
-questions as well. Every answer is compared with the one without guesses, log-probabilities too,
-bit for bit. Ends with one JSON line.
+questions as well; `wrong` guesses always and never right: the most that guessing can cost. Every
+answer is compared with the one without guesses, log-probabilities too, bit for bit. Ends with one
+JSON line.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ from la_trt.lookworld import FAMILIES, WorldConfig, sample
 from la_trt.options import GenerationOptions
 from la_trt.processor.types import Prompt
 from la_trt.session import Session
+from la_trt.speculate import NgramDrafter
 
-CASES = ("cold", "learned")
+CASES = ("cold", "learned", "wrong")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +58,9 @@ def question(index: int, model: LookAgain) -> Prompt:
     return model.prompt([drawn.image], drawn.question.text, max_tokens=700)
 
 
-def text_prompt(num_tokens: int, seed: int) -> Prompt:
+def text_prompt(num_tokens: int, vocab_size: int, seed: int) -> Prompt:
     """A prompt of random tokens, no picture."""
-    ids = np.random.default_rng(seed).integers(0, 1000, num_tokens)
+    ids = np.random.default_rng(seed).integers(0, vocab_size, num_tokens)
     return Prompt(
         text="",
         input_ids=ids.astype(np.int64),
@@ -82,6 +84,18 @@ def say(session: Session, answer: Answer) -> tuple[list[tuple[int, float]], floa
         elif isinstance(event, DoneEvent):
             assert event.result.finish_reason != "numerical_error", "numbers that are not finite"
     return said, last - first
+
+
+class WrongDrafter(NgramDrafter):
+    """Guesses the token before each that will be said."""
+
+    def __init__(self, num_tokens: int, answer: list[int]) -> None:
+        super().__init__(num_tokens)
+        self._answer = answer
+
+    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
+        """As many as asked for, all of them wrong."""
+        return [t - 1 if t else 1 for t in self._answer[len(tokens) : len(tokens) + count]]
 
 
 def fresh(model: LookAgain, num_guesses: int, learned: list[list[int]]) -> Session:
@@ -110,14 +124,17 @@ def measure(
     tokens = sum(len(answer.tokens) - 1 for answer in answers)
     say(fresh(model, 0, []), answers[0])  # warms up
     for number, answer in enumerate(answers):
-        expected: dict[int, Any] = {}
+        expected: list[Any] = []
         # Each runs after a different one each time; the first is the one without guesses.
         turn = number % (len(cases) - 1)
         for i in [0, *range(1 + turn, len(cases)), *range(1, 1 + turn)]:
             case, num_guesses = cases[i]
             session = fresh(model, num_guesses, learned if case == "learned" else [])
+            if case == "wrong":
+                session.drafter = WrongDrafter(num_guesses, answer.tokens)
             said, took = say(session, answer)
-            assert said == expected.setdefault(0, said), f"{cases[i]}: another answer"
+            expected = expected or said
+            assert said == expected, f"{cases[i]}: another answer"
             accepted = session.drafter.num_accepted if session.drafter else 0
             seconds[i].append(took)
             steps[i] += len(said) - 1 - accepted
@@ -197,7 +214,7 @@ def main(
             what = f"{engine.name}, made to say the shipped model's answers behind {context} tokens"
             answers = [
                 Answer(
-                    prompt=text_prompt(context, i),
+                    prompt=text_prompt(context, model.engine.config.text.vocab_size, i),
                     options=make_options(
                         policy="text", forced=said[i], max_tokens=len(said[i]), ignore_eos=True
                     ),

@@ -136,7 +136,7 @@ def command(
         print_json(result.to_json())
     if stats:
         sys.stdout.flush()
-        print_stats(result, sys.stderr)
+        print_stats(result, model.session.drafter, sys.stderr)
     if heatmap is not None:
         _draw(heatmap, model, result, images, request.image_grid_thw, heading=prompt)
     if result.finish_reason == "numerical_error":

@@ -21,6 +21,8 @@ from la_trt.tags import ALL_TAGS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from la_trt.speculate import NgramDrafter
+
 ProgressCallback = Callable[[str, int, int], None]
 
 _TAG = re.compile("(" + "|".join(map(re.escape, ALL_TAGS)) + ")")
@@ -94,8 +96,8 @@ def _styled(stream: TextIO) -> Console | None:
     return Console(file=stream, emoji=False)
 
 
-def print_stats(result: Result, stream: TextIO) -> None:
-    """Counts and times of an answer, one a line."""
+def print_stats(result: Result, drafter: NgramDrafter | None, stream: TextIO) -> None:
+    """Counts and times of an answer, one a line; `drafter` guessed tokens of this one alone."""
     usage, timing = result.usage, result.timing
     tok_s = 1e3 / timing.tpot_ms if timing.tpot_ms > 0 else 0.0
     rows = [
@@ -109,6 +111,8 @@ def print_stats(result: Result, stream: TextIO) -> None:
         ("decode", f"{timing.decode_ms:.1f} ms, {timing.tpot_ms:.2f} ms a token, {tok_s:.1f}/s"),
         ("total", f"{timing.total_ms:.1f} ms"),
     ]
+    if drafter is not None:
+        rows.append(("guesses", f"{drafter.num_drafted} tokens, {drafter.num_accepted} came true"))
     for name, value in rows:
         stream.write(f"{name:16} {value}\n")
     stream.flush()

@@ -19,6 +19,7 @@ from PIL import Image
 from la_trt.cli.terminal import AnswerPrinter
 from la_trt.events import ReflectionEvent, ReinjectEvent, TokenEvent
 from tests.cli.conftest import RunCli
+from tests.native.helpers import needs_native
 
 DEFAULT = "native" if find_spec("la_trt._native") else "onnx"
 MARK = re.compile(r"\[looks again: (\d+) visual tokens \((\w+), (\w+)\)\]")
@@ -110,6 +111,30 @@ def test_json_is_one_object_of_the_published_shape(
     ]
     assert all(value >= 0 for value in facts["timing"].values())
     assert "first token" in outcome.err and f"{DEFAULT}, route" in outcome.err
+
+
+@needs_native
+def test_guesses_change_no_answer(cli: RunCli, reflecting: Path, picture: Path) -> None:
+    ask = ("infer", "--engine", reflecting, "--image", picture, "--prompt", "Hi", "--stats")
+    plain = cli(*ask, "--max-tokens", 12, "--policy", "text")
+    guessed = cli(*ask, "--max-tokens", 12, "--policy", "text", "--speculate", 2)
+    assert plain.code == guessed.code == 0 and plain.out == guessed.out
+    assert "guesses" not in plain.err
+    # Two tokens, a third that follows them, then one and one guessed at each step; the last has
+    # nothing behind it.
+    assert re.search(r"guesses +4 tokens, 4 came true", guessed.err), guessed.err
+
+
+def test_guesses_without_effect_are_told_of(
+    cli: RunCli, reflecting: Path, tiny_checkpoint: Path, picture: Path
+) -> None:
+    ask = ("infer", "--image", picture, "--prompt", "Hi", "--max-tokens", 2, "--speculate", 2)
+    outcome = cli(*ask, "--engine", reflecting, "--backend", "onnx")
+    assert outcome.code == 0
+    assert "speculate has no effect: engine 'onnx' takes no guesses" in outcome.err
+    outcome = cli(*ask, "--ckpt", tiny_checkpoint)
+    assert outcome.code == 2
+    assert "--speculate: the torch engine takes no guesses" in outcome.err
 
 
 def test_baselines_put_nothing_in(cli: RunCli, reflecting: Path, picture: Path) -> None:

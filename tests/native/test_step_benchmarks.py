@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from benchmarks import speculate
 from benchmarks.batch_steps import measure, step_ops
 from benchmarks.make_3b import shape_3b
 from benchmarks.native_bundle import pack
 from benchmarks.peer_ours import FIRST_VISUAL, NUM_VISUAL, Worker
 from benchmarks.peers import by_kind
+from build_engines.build import build
+from la_trt.assets import TINY_CHECKPOINT
 from la_trt.model import QwenVL
 from tests.native.helpers import needs_native
 from tests.tiny import write_tiny_checkpoint
@@ -79,3 +83,24 @@ def test_a_batch_alone_goes_on_behind_its_own_tokens(worker: Worker) -> None:
     one, many = (worker.answer(ids=IDS, decode=7, batches=[n])["tokens"] for n in (1, 3))
     assert one == many
     assert worker.answer(ids=IDS + one[:-1])["tokens"] == one[-1:]
+
+
+@needs_native
+@pytest.mark.parametrize("own", [False, True])
+def test_guesses_are_timed_on_the_same_answers(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways of `benchmarks.speculate`: the shipped model's own steps, and another bundle's."""
+    published: list[Any] = []
+    monkeypatch.setattr("benchmarks.speculate.publish", lambda *args: published.append(args))
+    arguments = ["--answers", "2", "--learn", "3", "--guess", "2", "--threads", "1"]
+    if not own:
+        build(TINY_CHECKPOINT, tmp_path / "other", quant="int8", graphs=False)
+        arguments += ["--engine", str(tmp_path / "other"), "--context", "20"]
+    done = CliRunner().invoke(speculate.main, arguments)
+    assert done.exit_code == 0, done.output
+    ((_, result, table),) = published
+    none, cold, learned, wrong = result["rows"]
+    assert none["tokens_per_step"] == wrong["tokens_per_step"] == 1.0
+    assert 1 < cold["tokens_per_step"] < learned["tokens_per_step"] < 3
+    assert "| learned | 2 |" in table and "(least to greatest)" in table
