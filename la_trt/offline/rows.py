@@ -201,7 +201,8 @@ def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_ID
+    good = isinstance(value, str) and 0 < len(value) <= MAX_ID
+    return good and not any("\ud800" <= c <= "\udfff" for c in value)  # UTF-8 has no surrogates
 
 
 def _text(value: Any) -> bool:

@@ -25,8 +25,8 @@ class Answer:
         self.plan = plan
         self.results: dict[int, Result] = {}
         self.queue_s = 0.0
-        self.num_cached = 0
         self.prompt_tokens = 0
+        self._jobs: list[Job] = []
         self._vocabulary = vocabulary
         self._choices: dict[int, dict[str, Any]] = {}
         self._logprobs: dict[int, list[TokenEvent]] = {}
@@ -53,8 +53,8 @@ class Answer:
         if result.finish_reason == "numerical_error":
             raise numerical()
         self.results[index] = result
-        if not self._counted(job):
-            self.num_cached += job.request.num_cached
+        if job not in self._jobs:
+            self._jobs.append(job)
             self.prompt_tokens += result.usage.prompt_tokens
         self.queue_s = max(self.queue_s, queue_s(job, result))
         return self._end(index, result, job)
@@ -81,6 +81,11 @@ class Answer:
             "choices": [],
             "usage": self.usage(),
         }
+
+    @property
+    def num_cached(self) -> int:
+        """Prompt tokens that were there already: of one answer to a prompt, the mean of its `n`."""
+        return sum(job.request.num_cached // self.plan.n for job in self._jobs)
 
     def usage(self) -> dict[str, Any]:
         """Token counts; prompts count once, whatever `n` is."""
@@ -133,12 +138,6 @@ class Answer:
                 name: round(getattr(result.timing, name), 3) for name in result.timing.__slots__
             },
         }
-
-    def _counted(self, job: Job) -> bool:
-        if job.counted:
-            return True
-        job.counted = True
-        return False
 
 
 class ChatAnswer(Answer):

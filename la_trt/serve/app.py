@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,11 +18,13 @@ import la_trt
 from la_trt.serve.desk import Desk
 from la_trt.serve.errors import ApiError, unavailable
 from la_trt.serve.generate import ChatCompletion, Completion
+from la_trt.serve.logs import log
 from la_trt.serve.openapi import describe
 from la_trt.serve.settings import ServeSettings
-from la_trt.serve.wire import Wire
+from la_trt.serve.wire import ClientGone, Wire
 
 OPEN_ROUTES = ("/health", "/health/ready", "/metrics", "/version", "/openapi.json")
+_KNOWN_ROUTES = (*OPEN_ROUTES, "/v1/models", "/v1/chat/completions", "/v1/completions")
 
 
 class Service:
@@ -36,6 +40,11 @@ class Service:
         if self.desk is None:
             raise unavailable("the model is being loaded", "not_ready")
         return self.desk
+
+    def count(self, route: str, status: int) -> None:
+        """Note an answer in the metrics, where there are any yet."""
+        if self.desk is not None:
+            self.desk.metrics.response(route, status)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -72,7 +81,7 @@ def make_app(service: Service) -> FastAPI:
         return Completion(service.ready_desk())
 
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    app.add_middleware(Door, settings=service.settings)
+    app.add_middleware(Door, settings=service.settings, count=service.count)
     return app
 
 
@@ -138,10 +147,19 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 class Door:
-    """Looks at the headers of every request: their size (431), and the API key (401)."""
+    """Looks at the headers of every request: their size (431), and the API key (401).
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
-        self._app, self._settings = app, settings
+    `count` gets the route and status of what is refused. HEAD is asked as GET: the server below
+    sends no body then.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServeSettings,
+        count: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._app, self._settings, self._count = app, settings, count
         self._keys = [key.encode() for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,10 +167,21 @@ class Door:
             await self._app(scope, receive, send)
             return
         refusal = self._refusal(scope)
-        if refusal is None:
-            await self._app(scope, receive, send)
-        else:
-            await Wire(scope, receive, send, self._settings.http).refuse(refusal)
+        if refusal is not None:
+            await self._refuse(Wire(scope, receive, send, self._settings.http), refusal, scope)
+            return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+    async def _refuse(self, wire: Wire, refusal: ApiError, scope: Scope) -> None:
+        route = scope["path"] if scope["path"] in _KNOWN_ROUTES else "other"
+        status = refusal.status
+        with contextlib.suppress(ClientGone):
+            await wire.refuse(refusal)
+        if self._count is not None:
+            self._count(route, status)
+        log("request", id=wire.request_id, route=route, status=status, code=refusal.code)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])

@@ -28,7 +28,7 @@ from la_trt.serve.errors import ApiError, from_known, unavailable
 from la_trt.serve.images import ImageLoader
 from la_trt.serve.loop import EngineLoop, Timed, stopped
 from la_trt.serve.metrics import Metrics
-from la_trt.serve.plan import Plan, check_text_length
+from la_trt.serve.plan import Plan, check_text_length, check_unicode
 from la_trt.serve.settings import ServeSettings
 from la_trt.serve.vision import EmbeddingCache, Seen, VisionTower, image_digests
 
@@ -58,7 +58,6 @@ class Job:
     inbox: asyncio.Queue[list[Timed] | ApiError] = field(default_factory=asyncio.Queue)
     ttft_s: float | None = None
     num_tokens: int = 0
-    counted: bool = False
 
 
 class Desk:
@@ -162,6 +161,8 @@ class Desk:
         """A bare text or token ids as a prompt. Raises ApiError."""
         size = len(given.encode("utf-8", "surrogatepass")) if isinstance(given, str) else 0
         check_text_length(size, self._longest_token, self.max_len, param)
+        if isinstance(given, str):
+            check_unicode(given, param)
 
         def make() -> tuple[Prompt, tuple[bytes, ...]]:
             return self._text_prompt(given, plan.max_tokens or 1, param), ()

@@ -37,16 +37,22 @@ def _places(trace: TracebackType | None) -> list[str]:
 
 
 def open_log(level: str = "info") -> None:
-    """Send the server's records, and uvicorn's warnings, to stderr as JSON lines."""
+    """Send the server's records, uvicorn's and asyncio's warnings, to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
-    for name, least in ((_ROOT, level.upper()), ("uvicorn", "WARNING")):
+    for name, least in ((_ROOT, level.upper()), ("uvicorn", "WARNING"), ("asyncio", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(least)
 
 
-def log(event: str, *, level: int = logging.INFO, exc_info: bool = False, **fields: Any) -> None:
+def log(
+    event: str,
+    *,
+    level: int = logging.INFO,
+    exc_info: bool | BaseException | None = None,
+    **fields: Any,
+) -> None:
     """Write one record; `fields` are numbers, identifiers and names, nothing a user wrote."""
     logging.getLogger(_ROOT).log(level, event, extra={"fields": fields}, exc_info=exc_info)

@@ -66,6 +66,8 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._counted = (0, 0)
+        self._drafter = session.drafter
+        self._counted_guesses = (0, 0)
         self._num_failures = 0  # of steps since the last that went well
 
     def start(self) -> None:
@@ -142,6 +144,7 @@ class EngineLoop:
             of_request = (c for c in self._clients.values() if c.request is lost.request)
             client = next(of_request)
             self._drop(lost.request.first_index)
+            self._measure()
             self._post([(client.deliver, from_known(lost.error))])
         except Exception as error:
             log("engine_failed", level=logging.ERROR, exc_info=True)
@@ -162,6 +165,7 @@ class EngineLoop:
             self._batch.close()
         except Exception:
             log("slots_lost", level=logging.ERROR, exc_info=True)
+        self._measure()  # before anybody can ask
         self._post([(client.deliver, error) for client in clients])
 
     def _hand_out(self, events: Sequence[Event]) -> None:
@@ -203,6 +207,11 @@ class EngineLoop:
             self._metrics.prefix_queries.inc(queried - self._counted[0])
             self._metrics.prefix_hits.inc(reused - self._counted[1])
             self._counted = (queried, reused)
+        if self._drafter is not None:
+            drafted, accepted = self._drafter.num_drafted, self._drafter.num_accepted
+            self._metrics.drafted.inc(drafted - self._counted_guesses[0])
+            self._metrics.accepted.inc(accepted - self._counted_guesses[1])
+            self._counted_guesses = (drafted, accepted)
 
 
 def stopped() -> ApiError:

@@ -38,6 +38,10 @@ class Metrics:
         self.generation_tokens = self._counter("generation_tokens", "Generated tokens.")
         self.prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
         self.prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the cache.")
+        self.drafted = self._counter("spec_decode_num_draft_tokens", "Tokens guessed ahead.")
+        self.accepted = self._counter(
+            "spec_decode_num_accepted_tokens", "Guessed tokens that came true."
+        )
         self.mm_queries = self._counter("mm_cache_queries", "Images looked up.")
         self.mm_hits = self._counter("mm_cache_hits", "Images whose embeddings were kept.")
         self.success = self._labelled(

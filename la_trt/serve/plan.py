@@ -129,6 +129,7 @@ def messages_of(request: ChatRequest) -> tuple[list[dict[str, Any]], list[tuple[
                 raise invalid(where, f"{where}: missing", "missing_required_parameter")
             content = ""
         elif isinstance(message.content, str):
+            check_unicode(message.content, where)
             content = message.content
         else:
             content = []
@@ -137,6 +138,7 @@ def messages_of(request: ChatRequest) -> tuple[list[dict[str, Any]], list[tuple[
                     images.append((part.image_url.url, f"{where}[{j}].image_url.url"))
                     content.append({"type": "image"})
                 else:
+                    check_unicode(part.text, f"{where}[{j}].text")
                     content.append({"type": "text", "text": part.text})
         messages.append({"role": role, "content": content})
     return messages, images
@@ -213,6 +215,18 @@ def _logprobs(request: ChatRequest | CompletionRequest) -> tuple[bool, int]:
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "top_logprobs: only with logprobs true")
     return bool(request.logprobs), request.top_logprobs or 0
+
+
+def check_unicode(text: str, param: str) -> None:
+    """Nothing; raises ApiError where a text, which JSON may escape, is no valid Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(
+            param,
+            f"{param}: character {error.start} is a lone surrogate, not valid Unicode",
+            "invalid_text",
+        ) from None
 
 
 def check_text_length(num_bytes: int, longest_token: int, max_length: int, param: str) -> None:

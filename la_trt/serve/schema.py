@@ -124,6 +124,13 @@ class ChatRequest(Generation):
     parallel_tool_calls: bool | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    audio: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
 
 
 _Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
@@ -154,8 +161,13 @@ UNSUPPORTED = frozenset(
         "tools",
         "tool_choice",
         "tool_calls",
+        "functions",
         "function_call",
         "audio",
+        "prediction",
+        "reasoning_effort",
+        "verbosity",
+        "web_search_options",
         "echo",
         "best_of",
         "suffix",

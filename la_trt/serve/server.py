@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -24,6 +25,8 @@ from la_trt.serve.protocol import protocol_with
 from la_trt.serve.settings import ServeSettings
 
 _POLL_S = 0.05
+_REPORT_S = 1.0  # between two lines about failures of the asyncio loop
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _HEADROOM = 4  # headers up to this many times the limit still get a 431 with a request id
 
 
@@ -44,6 +47,7 @@ class Server(uvicorn.Server):
         self._failure: BaseException | None = None
         self._num_stops = 0
         self._num_cut_off = 0
+        self._next_report = 0.0
         self._socket = _bind(settings)
         http = settings.http
         super().__init__(
@@ -115,12 +119,26 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and begin to load the model."""
+        asyncio.get_running_loop().set_exception_handler(self._loop_failed)
         await super().startup(sockets)
         self._tasks = [
             asyncio.create_task(self._load_model()),
             asyncio.create_task(self._wait_for_stop()),
         ]
         log("listening", host=self.settings.host, port=self.port)
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A line of the log; asyncio's own are tracebacks and name addresses.
+
+        Without descriptors there would be thousands a second, so there is one.
+        """
+        if loop.time() < self._next_report:
+            return
+        self._next_report = loop.time() + _REPORT_S
+        error = context.get("exception")
+        full = isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS
+        event = "out_of_descriptors" if full else "loop_failed"
+        log(event, level=logging.ERROR, exc_info=error)
 
     async def _load_model(self) -> None:
         try:

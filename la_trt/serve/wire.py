@@ -44,6 +44,13 @@ class Wire:
         media = self._headers.get("content-type", b"").split(b";")[0].strip().lower()
         if media != b"application/json":
             raise invalid(None, "content-type: expected application/json", "invalid_content_type")
+        encoding = self._headers.get("content-encoding", b"identity").strip().lower()
+        if encoding != b"identity":
+            raise invalid(
+                None,
+                "content-encoding: not supported, send the body as it is",
+                "invalid_content_encoding",
+            )
         declared = self._headers.get("content-length", b"0")
         if declared.isdigit() and int(declared) > self._limits.max_body_bytes:
             raise self._too_large()

@@ -68,6 +68,7 @@ BAD = {
     '{"prompt": "a", "policy": "/etc/p.yaml"}': "policy: expected one of",
     '{"prompt": "a", "id": ""}': "id: expected text of 1 to 512 characters, got ''",
     '{"prompt": "a", "id": 6}': "id: expected text of 1 to 512 characters, got 6",
+    '{"prompt": "a", "id": "b\\ud800"}': "id: expected text of 1 to 512 characters, got ",
     '{"prompt": "a", "id": "good"}': "stands in line 1 already",
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from typing import Any
 
 import pytest
 
+from la_trt.serve.schema import ChatRequest
 from la_trt.serve.wire import to_json
 from tests.serve.running import NAME, Running, ask, chat, data_url, png
 
@@ -84,7 +86,10 @@ ONLY_CHAT: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
     ({"messages": [{"content": "Hi"}]}, "messages[0].role", "missing_required_parameter"),
     ({"messages": [*ask(), {"role": "system", "content": "s"}]}, "messages", "invalid_messages"),
-    ({"messages": ask("a \ud800 b")}, None, "invalid_text"),
+    ({"messages": ask("a \ud800 b")}, "messages[0].content", "invalid_text"),
+    ({"messages": ask("a \ud800 b", png())}, "messages[0].content[1].text", "invalid_text"),
+    ({"functions": [{"name": "f"}]}, "functions", "unsupported_value"),
+    ({"reasoning_effort": "low"}, "reasoning_effort", "unsupported_value"),
     ({"messages": ask("word " * 3000)}, None, "context_length_exceeded"),
     ({"messages": ask("x" * 3_000_000)}, "messages", "context_length_exceeded"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
@@ -144,7 +149,8 @@ ONLY_TEXT: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": [10**6]}, "prompt", "invalid_prompt"),
     ({"prompt": [-1]}, None, "invalid_value"),
     ({"prompt": ["a"] * 65}, "prompt", "invalid_value"),
-    ({"prompt": "\udfff"}, None, "invalid_text"),
+    ({"prompt": "\udfff"}, "prompt", "invalid_text"),
+    ({"prompt": ["a", "\udfff"]}, "prompt", "invalid_text"),
     ({"prompt": "word " * 3000}, None, "context_length_exceeded"),
     ({"logprobs": 21}, "logprobs", "invalid_value"),
     ({"echo": True}, "echo", "unsupported_value"),
@@ -184,6 +190,7 @@ def test_a_bad_field_is_named(
         b'{"temperature": 1e999}',
         b'{"temperature": -Infinity}',
         b'{"seed": ' + b"9" * 5000 + b"}",
+        b"\xef\xbb\xbf{}",
         b'{"metadata": ' + b'{"a":' * 101 + b"1" + b"}" * 102,
         b"[" * 100_000,
     ],
@@ -192,6 +199,7 @@ def test_what_is_no_json_object_is_refused(served: Running, route: str, body: by
     status, _, answer = served.request("POST", route, body)
     assert status == 400
     check_error(answer, "invalid_json")
+    assert b"sys." not in answer and b"utf-8-sig" not in answer, "advice for programmers"
 
 
 @pytest.mark.parametrize("route", [CHAT, TEXT])
@@ -201,6 +209,31 @@ def test_other_media_types_are_refused(served: Running, route: str) -> None:
         status, _, answer = served.request("POST", route, body, {"content-type": media})
         assert status == 400
         check_error(answer, "invalid_content_type")
+
+
+@pytest.mark.parametrize("route", [CHAT, TEXT])
+def test_a_packed_body_is_refused_by_that_name(served: Running, route: str) -> None:
+    body = gzip.compress(json.dumps(chat()).encode())
+    status, _, answer = served.request("POST", route, body, {"content-encoding": "gzip"})
+    assert status == 400
+    check_error(answer, "invalid_content_encoding")
+    headers = {"content-encoding": "identity"}
+    plain = json.dumps((chat if route == CHAT else text_request)()).encode()
+    assert served.request("POST", route, plain, headers)[0] == 200
+
+
+def test_null_is_as_good_as_leaving_a_field_out(served: Running) -> None:
+    fields = set(ChatRequest.model_fields) - {"model", "messages"}
+    assert {"tools", "functions", "audio", "reasoning_effort"} <= fields
+    assert served.post(CHAT, chat() | dict.fromkeys(fields - {"max_tokens"}))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/v1/models", "/metrics"])
+def test_head_is_get_without_a_body(served: Running, path: str) -> None:
+    status, headers, body = served.request("HEAD", path)
+    assert (status, body) == (200, b"")
+    assert int(headers["content-length"]) > 0
+    assert served.request("HEAD", CHAT)[0] == 405
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -15,7 +17,7 @@ from la_trt.options import GenerationOptions
 from la_trt.reattention.policy import preset
 from la_trt.serve.desk import text_prompt
 from la_trt.serve.splitter import AnswerSplitter
-from tests.serve.running import NAME, Running, ask, open_bundle, png, running
+from tests.serve.running import NAME, Running, ask, chat, open_bundle, png, running, wait_until
 
 PURPLE = TINY_CHECKPOINT.parent / "images" / "purple.png"
 QUESTION = "What number is written on the large purple star?"
@@ -58,6 +60,25 @@ def test_chat_about_an_image_has_reasoning_and_conclusion_apart(
     assert answer.usage.prompt_tokens == expected.usage.prompt_tokens
 
 
+def test_guessed_tokens_say_the_same_and_are_counted(shipped_bundle: Path) -> None:
+    pytest.importorskip("la_trt._native")
+    expected = open_bundle(shipped_bundle, "native").generate([PURPLE], QUESTION)
+    with running(lambda: open_bundle(shipped_bundle, "native", max_batch=2, speculate=3)) as found:
+        for _ in range(2):
+            answer = found.client().chat.completions.create(
+                model=NAME, messages=ask(QUESTION, PURPLE.read_bytes()), temperature=0
+            )
+            reasoning = answer.choices[0].message.reasoning_content  # type: ignore[attr-defined]
+            content = answer.choices[0].message.content
+            assert f"{reasoning}<CONCLUSION>{content}</CONCLUSION>" == expected.text
+        drafted, accepted = (
+            found.metric(f"spec_decode_num_{what}_tokens_total") for what in ("draft", "accepted")
+        )
+        # The second answer is the first, so that nearly all of its tokens are guessed.
+        assert 0.5 * len(expected.tokens) < accepted < drafted
+        assert found.engine.num_steps < 1.5 * len(expected.tokens)
+
+
 def test_a_stream_says_the_same_as_the_whole_answer(shipped: Running) -> None:
     client = shipped.client()
     messages = ask(QUESTION, PURPLE.read_bytes())
@@ -86,6 +107,18 @@ def test_a_stream_says_the_same_as_the_whole_answer(shipped: Running) -> None:
     # The second time, everything but the last token of the prompt was still there.
     assert usage.prompt_tokens_details is not None
     assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+
+
+def test_no_more_of_a_prompt_is_cached_than_it_has_tokens(served: Running) -> None:
+    def usage(**fields: Any) -> dict[str, Any]:
+        body = {"messages": ask("How many red circles are there?"), "n": 2} | fields
+        status, answer = served.post("/v1/chat/completions", chat(**body))
+        assert status == 200, answer
+        return dict(answer["usage"])
+
+    usage()  # every slot now holds the prompt, up to its last token
+    found = usage()
+    assert found["prompt_tokens_details"]["cached_tokens"] == found["prompt_tokens"] - 1
 
 
 def test_the_server_answers_as_the_library_does(
@@ -310,14 +343,28 @@ def test_errors_are_those_of_the_client(served: Running) -> None:
         client.models.retrieve("another")
 
 
-def test_only_a_key_lets_one_in(bundle: Path, backend: str) -> None:
+def test_only_a_key_lets_one_in(
+    bundle: Path, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="la_trt.serve")
     key = "a-key-of-the-test"
     with running(lambda: open_bundle(bundle, backend), api_keys=(key, "another-key")) as server:
         for wrong in ("none-needed", key[:-1], key + "x"):
             with pytest.raises(openai.AuthenticationError):
                 server.client(api_key=wrong).models.list()
         assert server.client(api_key=key).models.list().data
-        assert server.request("POST", "/v1/chat/completions", b"{}")[0] == 401
+        status, headers, _ = server.request("POST", "/v1/chat/completions", b"{}")
+        assert status == 401
+        route, label = "/v1/chat/completions", "http_responses_total"
+
+        def logged() -> list[tuple[object, ...]]:
+            all_fields = [getattr(record, "fields", {}) for record in caplog.records]
+            mine = [f for f in all_fields if f.get("id") == headers["x-request-id"]]
+            return [(f["route"], f["status"], f["code"]) for f in mine]
+
+        wait_until(lambda: bool(logged()))
+        assert logged() == [(route, 401, "invalid_api_key")]
+        assert server.metric(label, route=route, status="401") == 1
         assert server.request("GET", "/nothing")[0] == 401, "routes are not told to strangers"
         for path in ("/health", "/health/ready", "/metrics", "/version"):
             assert server.request("GET", path)[0] == 200

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -153,6 +156,28 @@ def test_a_stop_does_not_wait_for_the_model(number: int, code: int) -> None:
     process.process.send_signal(number)
     assert process.end() == (code, "")
     assert not any("error[" in line for line in process.lines)
+
+
+def test_without_descriptors_the_log_stays_readable_and_the_server_comes_back(
+    served: Process,
+) -> None:
+    served.ready()
+    assert served.post(chat(model="tiny", max_tokens=2)) == 200
+    pid, port = served.process.pid, served.events("listening")[0]["port"]
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 4, before[1]))
+    with contextlib.ExitStack() as connections:
+        for _ in range(20):
+            connections.enter_context(socket.create_connection(("127.0.0.1", port)))
+        wait_until(lambda: bool(served.events("out_of_descriptors")))
+    assert served.post(chat(model="tiny", max_tokens=2)) == 200
+    served.process.send_signal(signal.SIGTERM)
+    assert served.end()[0] == 0
+    assert all(line.startswith("{") for line in served.lines)
+    reports = served.events("out_of_descriptors")
+    assert reports[0]["exception"] == "OSError" and len(reports) < 100, "not one for each try"
+    assert "127.0.0.1" not in "".join(served.lines[1:])
 
 
 def test_ctrl_c_is_130(served: Process) -> None:
