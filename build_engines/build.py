@@ -25,6 +25,7 @@ from la_trt.errors import CheckpointError, UsageError
 from la_trt.files.bundle import BundleLimits, BundleWriter, write_bundle
 from la_trt.files.checkpoint import Checkpoint, open_checkpoint
 from la_trt.processor.features import ImageConfig
+from la_trt.processor.template import find_template
 from la_trt.processor.tokenizer import Vocabulary
 from la_trt.tags import ALL_TAGS
 
@@ -91,9 +92,11 @@ def build(
 
 
 def add_processor_files(bundle: BundleWriter, source: Checkpoint, image: ImageConfig) -> None:
-    """Tokenizer, chat template and image sizes."""
+    """Tokenizer, the chat template that counts, and image sizes."""
+    template = find_template(source.path)
+    counts = None if template is None else template[0].name
     for name, path in source.tokenizer_files().items():
-        if name not in PREPROCESSOR:
+        if name not in PREPROCESSOR and (name == counts or not name.startswith("chat_template.")):
             bundle.add_file(name, path)
     bundle.add_bytes(PREPROCESSOR[0], json.dumps(image.to_dict(), indent=2).encode() + b"\n")
 

@@ -1,7 +1,9 @@
 """The Qwen2.5-VL architecture as one frozen value, read strictly from config.json.
 
 Both published forms are read: text fields at the top level (as the released 3B, 7B and 72B
-directories have them) and nested under `text_config` (as newer libraries write them).
+directories have them) and nested under `text_config` (as newer libraries write them). Libraries
+leave out what equals the defaults of their Qwen2.5-VL class, so a field that may be missing has
+that default here.
 """
 
 from __future__ import annotations
@@ -219,6 +221,8 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
             raise ValueError(f"field 'hidden_act': expected 'silu', got {part['hidden_act']!r}")
     if text_raw.get("use_sliding_window"):
         raise ValueError("field 'use_sliding_window': sliding-window attention is not supported")
+    # `transformers` 4.57 may move the ids of special tokens into text_config; 4.52 has nulls there.
+    ids_raw = {**text_raw, **{key: value for key, value in raw.items() if value is not None}}
     rope = text_raw.get("rope_parameters") or text_raw.get("rope_scaling") or {}
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
     if rope_type not in ("mrope", "default"):
@@ -238,18 +242,18 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
         head_dim=int(head_dim),
         mrope_section=tuple(int(s) for s in rope["mrope_section"]),
         rope_theta=float(rope.get("rope_theta") or text_raw.get("rope_theta") or 1e6),
-        rms_norm_eps=float(text_raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=float(text_raw.get("rms_norm_eps", 1e-5)),
         max_position_embeddings=_int(text_raw, "max_position_embeddings", 32768),
         tie_word_embeddings=bool(
             raw.get("tie_word_embeddings") or text_raw.get("tie_word_embeddings")
         ),
     )
     vision = VisionConfig(
-        depth=_int(vision_raw, "depth"),
-        hidden_size=_int(vision_raw, "hidden_size"),
-        intermediate_size=_int(vision_raw, "intermediate_size"),
-        num_heads=_int(vision_raw, "num_heads"),
-        out_hidden_size=_int(vision_raw, "out_hidden_size"),
+        depth=_int(vision_raw, "depth", 32),
+        hidden_size=_int(vision_raw, "hidden_size", 3584),
+        intermediate_size=_int(vision_raw, "intermediate_size", 3420),
+        num_heads=_int(vision_raw, "num_heads", 16),
+        out_hidden_size=_int(vision_raw, "out_hidden_size", 3584),
         in_channels=_int(vision_raw, "in_channels", vision_raw.get("in_chans", 3)),
         patch_size=_int(vision_raw, "patch_size", 14),
         spatial_merge_size=_int(vision_raw, "spatial_merge_size", 2),
@@ -258,7 +262,7 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
         fullatt_block_indexes=tuple(
             int(i) for i in vision_raw.get("fullatt_block_indexes", (7, 15, 23, 31))
         ),
-        tokens_per_second=_int(vision_raw, "tokens_per_second", 2),
+        tokens_per_second=_int(vision_raw, "tokens_per_second", 4),
     )
     if vision.out_hidden_size != text.hidden_size:
         raise ValueError(
@@ -269,9 +273,9 @@ def _parse(raw: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(
         text=text,
         vision=vision,
-        image_token_id=_int(raw, "image_token_id"),
-        video_token_id=_int(raw, "video_token_id"),
-        vision_start_token_id=_int(raw, "vision_start_token_id"),
-        vision_end_token_id=_int(raw, "vision_end_token_id"),
+        image_token_id=_int(ids_raw, "image_token_id"),
+        video_token_id=_int(ids_raw, "video_token_id"),
+        vision_start_token_id=_int(ids_raw, "vision_start_token_id"),
+        vision_end_token_id=_int(ids_raw, "vision_end_token_id"),
         eos_token_ids=tuple(int(i) for i in eos_ids),
     )

@@ -48,7 +48,17 @@ def write_with_tags(source: Path, directory: Path, vocab_size: int) -> dict[str,
         ]
         text = json.dumps(raw, ensure_ascii=False)
         (directory / "tokenizer.json").write_text(text, encoding="utf-8")
+        _list_in_config(directory / "tokenizer_config.json", ids)
     return ids
+
+
+def _list_in_config(path: Path, ids: dict[str, int]) -> None:
+    """Name the tags where newer libraries look first, if the file has such a list at all."""
+    values = read_json_object(path, MAX_FILE_BYTES) if path.is_file() else {}
+    listed = values.get("added_tokens_decoder")
+    if isinstance(listed, dict):
+        listed.update({str(i): {"content": tag, **_PLAIN} for tag, i in ids.items()})
+        path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
 _PLAIN: dict[str, Any] = {

@@ -15,7 +15,12 @@ from la_trt.config import ModelConfig
 from la_trt.files.atomic import atomic_directory
 from la_trt.files.names import expected_tensors
 
-_COPIED = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+)
 
 
 def export(

@@ -85,6 +85,7 @@ def write_tokenizer(directory: Path, *, num_samples: int = 4000) -> Vocabulary:
     """The vocabulary, having written tokenizer, template and preprocessor files."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(_trained(num_samples), encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     _write(
         directory / "tokenizer_config.json",
         {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from la_trt.config import ModelConfig
 from la_trt.errors import CheckpointError
 from la_trt.files.names import canonical_name, expected_tensors, is_ignored
-from la_trt.files.safetensors import DOWNLOAD_AGAIN, SafetensorsFile
+from la_trt.files.safetensors import DOWNLOAD_AGAIN, UNQUANTISED, SafetensorsFile
 from la_trt.files.strict_json import parse_json, show
 from la_trt.files.tokenizer_check import check_tokenizer
 
@@ -32,6 +32,10 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 MAX_TEXT_BYTES = 64 << 20
+# Tokenizers that are not `fast` are saved as vocab.json and merges.txt alone.
+WRITE_TOKENIZER = (
+    "write it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -148,7 +152,10 @@ def open_checkpoint(
         tokenizer = safe_file(path, "tokenizer.json")
         check_tokenizer(tokenizer, _read_text(tokenizer), config)
     stored = _open_files(path, max_header_bytes)
-    checkpoint = Checkpoint(path, config, _match(path, config, stored))
+    todo = (
+        UNQUANTISED if raw.get("quantization_config") else f"{DOWNLOAD_AGAIN}, or check config.json"
+    )
+    checkpoint = Checkpoint(path, config, _match(path, config, stored, todo))
     if finite == "open":
         checkpoint.scan_all(progress)
     elif finite == "never":
@@ -176,7 +183,9 @@ def safe_file(directory: Path, name: str) -> Path:
             )
     if not path.is_file():
         what = "not a regular file" if path.exists() else "no such file"
-        raise CheckpointError(f"{path}: {what}\n{DOWNLOAD_AGAIN}", name="E_MISSING_FILE")
+        unwritten = name == "tokenizer.json" and (directory / "vocab.json").is_file()
+        todo = WRITE_TOKENIZER if unwritten else DOWNLOAD_AGAIN
+        raise CheckpointError(f"{path}: {what}\n{todo}", name="E_MISSING_FILE")
     return path
 
 
@@ -280,9 +289,12 @@ def _check_shard_name(index: Path, tensor: str, name: object) -> None:
 
 
 def _match(
-    path: Path, config: ModelConfig, files: list[SafetensorsFile]
+    path: Path, config: ModelConfig, files: list[SafetensorsFile], todo: str
 ) -> dict[str, tuple[SafetensorsFile, str]]:
-    """Canonical name -> (file, stored name), exactly the expected tensors with their shapes."""
+    """Canonical name -> (file, stored name), exactly the expected tensors with their shapes.
+
+    `todo` is what to do about a tensor that is missing.
+    """
     found: dict[str, tuple[SafetensorsFile, str]] = {}
     for file in files:
         for stored in file.names():
@@ -304,7 +316,7 @@ def _match(
             count = sum(other not in found for other in expected)
             raise CheckpointError(
                 f"{files[0].path if len(files) == 1 else path}: tensor {show(name)} is missing "
-                f"({count} missing in all)\n{DOWNLOAD_AGAIN}, or check config.json",
+                f"({count} missing in all)\n{todo}",
                 name="E_MISSING_TENSOR",
             )
     for name, (file, stored) in found.items():
@@ -323,8 +335,7 @@ def _check_tensor(file: SafetensorsFile, stored: str, expected: tuple[int, ...])
     where = f"{file.path}: tensor {show(stored)}"
     if info.code not in WEIGHT_CODES:
         raise CheckpointError(
-            f"{where}: dtype {info.code}, expected {', '.join(WEIGHT_CODES)}\n"
-            "give the unquantised checkpoint",
+            f"{where}: dtype {info.code}, expected {', '.join(WEIGHT_CODES)}\n{UNQUANTISED}",
             name="E_DTYPE",
         )
     if info.shape == expected:

@@ -44,6 +44,7 @@ DTYPES: MappingProxyType[str, np.dtype[Any]] = MappingProxyType(
 )
 CODES: MappingProxyType[np.dtype[Any], str] = MappingProxyType({d: c for c, d in DTYPES.items()})
 DOWNLOAD_AGAIN = "download or copy the file again"
+UNQUANTISED = "give the unquantised checkpoint"
 
 _EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {
     "F16": (np.dtype("<u2"), 0x7C00),
@@ -220,7 +221,8 @@ class SafetensorsFile:
             self._refuse("E_HEADER", f"{where}: expected dtype, shape and data_offsets")
         code, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
         if not isinstance(code, str) or code not in DTYPES:
-            self._refuse("E_DTYPE", f"{where}: dtype {show(code)} is not supported")
+            todo = UNQUANTISED if self._error is CheckpointError else self._todo
+            self._refuse("E_DTYPE", f"{where}: dtype {show(code)} is not supported", todo=todo)
         if not isinstance(shape, list) or not all(map(_is_size, shape)) or len(shape) > 32:
             self._refuse("E_HEADER", f"{where}: shape {show(shape)} is not a list of sizes")
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):

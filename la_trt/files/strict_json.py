@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from typing import Any
@@ -39,6 +40,8 @@ def parse_json(
 
     if len(data) > max_bytes:
         raise refuse(f"{len(data)} bytes of JSON, the limit is {max_bytes}")
+    if data.startswith(codecs.BOM_UTF8):
+        raise refuse("not valid JSON: starts with a byte order mark")
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -50,11 +53,17 @@ def parse_json(
         raise refuse(f"JSON is nested deeper than {max_depth} levels") from None
     except UnicodeDecodeError as problem:
         raise refuse(f"not UTF-8 (byte {problem.start})") from None
-    except ValueError as problem:
+    except (json.JSONDecodeError, _Refused) as problem:
         raise refuse(f"not valid JSON: {problem}") from None
+    except ValueError:  # Python's own limit, with advice for programmers
+        raise refuse("not valid JSON: an integer of too many digits") from None
     if _deeper_than(value, max_depth):
         raise refuse(f"JSON is nested deeper than {max_depth} levels")
     return value
+
+
+class _Refused(Exception):
+    """What JSON has no place for."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,19 +71,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {show(twice)} stands twice")
+        raise _Refused(f"key {show(twice)} stands twice")
     return result
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"number {show(text)} is out of range")
+        raise _Refused(f"number {show(text)} is out of range")
     return value
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
+    raise _Refused(f"{text} is not a JSON number")
 
 
 def _deeper_than(value: Any, limit: int) -> bool:

@@ -104,13 +104,16 @@ class ImageConfig:
 
     @classmethod
     def from_directory(cls, directory: Path) -> ImageConfig:
-        """The config in `preprocessor_config.json`, or in `processor_config.json`'s part."""
-        path = directory / "preprocessor_config.json"
+        """The config in `processor_config.json`'s part, or in `preprocessor_config.json`.
+
+        The newer file wins, as it does in `transformers`.
+        """
         newer = directory / "processor_config.json"
-        if not path.exists() and newer.exists():
+        if newer.exists() or newer.is_symlink():
             raw = read_json_object(newer, _MAX_CONFIG_BYTES).get("image_processor")
             if isinstance(raw, dict):
                 return cls.from_dict(raw, where=f"{newer}: image_processor")
+        path = directory / "preprocessor_config.json"
         return cls.from_dict(read_json_object(path, _MAX_CONFIG_BYTES), where=str(path))
 
     def to_dict(self) -> dict[str, Any]:

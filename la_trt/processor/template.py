@@ -14,10 +14,12 @@ from la_trt.processor.sandbox import (
     TemplateRefusal,
     count_nodes,
 )
-from la_trt.processor.tokenizer import read_json_object
+from la_trt.processor.tokenizer import read_json_object, read_text_file
 
 MAX_SOURCE_CHARS = 64 << 10
 _MAX_FILE_BYTES = 16 << 20
+# Which counts where several are there: as the processors of `transformers` since 4.52 have it.
+TEMPLATE_FILES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
 
 # The format of Qwen2.5-VL: ChatML, a default system prompt, one slot an image.
 DEFAULT_TEMPLATE = (
@@ -54,24 +56,11 @@ class ChatTemplate:
 
     @classmethod
     def from_directory(cls, directory: Path) -> ChatTemplate:
-        """The directory's template: chat_template.jinja, chat_template.json, or the one in
-        tokenizer_config.json; Qwen2.5-VL's own when there is none.
+        """The directory's template: the first of `TEMPLATE_FILES` that has one; Qwen2.5-VL's own
+        when there is none.
         """
-        jinja = directory / "chat_template.jinja"
-        if jinja.exists():
-            try:
-                if jinja.stat().st_size <= _MAX_FILE_BYTES:
-                    return cls(jinja.read_text(encoding="utf-8"), where=str(jinja))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{jinja}: {error}", name="E_TEMPLATE") from None
-            raise CheckpointError(f"{jinja}: too large", name="E_TEMPLATE")
-        for name in ("chat_template.json", "tokenizer_config.json"):
-            path = directory / name
-            if path.exists():
-                source = _named_template(read_json_object(path, _MAX_FILE_BYTES), path)
-                if source is not None:
-                    return cls(source, where=str(path))
-        return cls()
+        found = find_template(directory)
+        return cls() if found is None else cls(found[1], where=str(found[0]))
 
     def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
         """The rendered text.
@@ -99,6 +88,20 @@ class ChatTemplate:
             f"{self._where}: chat template refused: {' '.join(why.split())[:300]}",
             name="E_TEMPLATE",
         )
+
+
+def find_template(directory: Path) -> tuple[Path, str] | None:
+    """The file of a model directory that has its chat template, and the template."""
+    for name in TEMPLATE_FILES:
+        path = directory / name
+        if not (path.exists() or path.is_symlink()):
+            continue
+        if name.endswith(".jinja"):
+            return path, read_text_file(path, _MAX_FILE_BYTES, name="E_TEMPLATE")
+        source = _named_template(read_json_object(path, _MAX_FILE_BYTES), path)
+        if source is not None:
+            return path, source
+    return None
 
 
 def _named_template(raw: dict[str, Any], path: Path) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from la_trt.errors import CheckpointError, InputError
+from la_trt.files.checkpoint import safe_file
 
 MAX_FILE_BYTES = 128 << 20
 # Bytes that no UTF-8 text contains; a vocabulary may lack them.
@@ -180,25 +181,33 @@ class StreamDecoder:
 
 def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError naming the file."""
+    text = read_text_file(path, max_bytes)
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable JSON ({error})", name="E_JSON") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected a JSON object", name="E_JSON")
+    return raw
+
+
+def read_text_file(path: Path, max_bytes: int, *, name: str = "E_JSON") -> str:
+    """The UTF-8 text of a file in a model directory.
+
+    Raises CheckpointError: as `safe_file`, E_TOO_LARGE, and `name` where it cannot be read.
+    """
+    safe_file(path.parent, path.name)
     try:
         size = path.stat().st_size
         if size > max_bytes:
             raise CheckpointError(
                 f"{path}: {size} bytes, more than the {max_bytes} allowed", name="E_TOO_LARGE"
             )
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path}: no such file\ncopy it from the checkpoint's original directory",
-            name="E_MISSING_FILE",
-        ) from None
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error})", name="E_JSON") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object", name="E_JSON")
-    return raw
+        return path.read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not readable text ({error})", name=name) from None
 
 
 def _symbol_bytes(token: str) -> bytes:

@@ -218,6 +218,23 @@ DIRECTORY_CASES: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] =
 }  # fmt: skip
 
 
+def slow_tokenizer(path: Path) -> None:
+    (path / "tokenizer.json").rename(path / "vocab.json")
+
+
+def packed(path: Path) -> None:
+    tensors = tensors_of(drop(Q)) | {Q + "_packed": np.ones(3, np.int32)}
+    save_arrays(path / WEIGHTS, tensors)
+    config(quantization_config={"quant_method": "compressed-tensors"})(path)
+
+
+DIRECTORY_CASES |= {
+    "slow_tokenizer": (slow_tokenizer, "E_MISSING_FILE", ("tokenizer.json", "save_pretrained")),
+    "quantised": (packed, "E_MISSING_TENSOR", (WEIGHTS, Q, "give the unquantised checkpoint")),
+    "f8_advice": (spoil_dtype, "E_DTYPE", (WEIGHTS, Q, "give the unquantised checkpoint")),
+}
+
+
 @pytest.mark.parametrize("case", DIRECTORY_CASES)
 def test_bad_directories(model_dir: Path, case: str) -> None:
     change, name, parts = DIRECTORY_CASES[case]

@@ -193,6 +193,46 @@ def test_nested_config_opens(model_dir: Path) -> None:
     assert open_checkpoint(model_dir).config == make_config()
 
 
+@pytest.mark.parametrize("size", ["3B", "7B"])
+def test_config_without_what_equals_the_defaults_of_its_class(size: str) -> None:
+    """`transformers` 4.49 saves of `vision_config` only what differs from its class."""
+    raw = released_config(size)
+    whole = ModelConfig.from_dict(raw)
+    kept = {"hidden_size", "in_chans", "spatial_patch_size", "tokens_per_second"}
+    if size == "3B":
+        kept.add("out_hidden_size")  # of the 7B it is the default
+    raw["vision_config"] = {k: v for k, v in raw["vision_config"].items() if k in kept}
+    assert ModelConfig.from_dict(raw) == whole
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    pytest.importorskip("torch")
+    from transformers import Qwen2_5_VLConfig
+
+    raw = released_config("7B")
+    for name in ("rms_norm_eps", "max_position_embeddings", "rope_theta"):
+        del raw[name]
+    raw["vision_config"] = {}
+    ours, theirs = ModelConfig.from_dict(raw), Qwen2_5_VLConfig.from_dict(raw)
+    assert ours.text.rms_norm_eps == theirs.text_config.rms_norm_eps == 1e-5
+    assert ours.text.max_position_embeddings == theirs.text_config.max_position_embeddings
+    assert ours.text.rope_theta == theirs.text_config.rope_parameters["rope_theta"]
+    for name in ("hidden_size", "intermediate_size", "num_heads", "depth", "tokens_per_second"):
+        assert getattr(ours.vision, name) == getattr(theirs.vision_config, name)
+
+
+def test_ids_of_special_tokens_may_stand_in_either_place() -> None:
+    """`transformers` 4.57 moves them into text_config, 4.52 leaves nulls there."""
+    raw = make_config().to_dict()
+    ids = [name for name in raw if name.endswith("_token_id") and name != "eos_token_id"]
+    assert len(ids) == 4
+    below = {k: v for k, v in raw.items() if k not in ids} | {
+        "text_config": {k: raw[k] for k in ids}
+    }
+    nulls = raw | {"text_config": dict.fromkeys(ids)}
+    assert ModelConfig.from_dict(below) == ModelConfig.from_dict(nulls) == make_config()
+
+
 def test_hub_cache_snapshot_opens(model_dir: Path, tmp_path: Path) -> None:
     """A hub cache keeps `snapshots/<revision>/<name>` as links to `blobs/<hash>`."""
     blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "0123abcd"

@@ -20,6 +20,7 @@ from la_trt.engines.torch import TorchEngine
 from la_trt.errors import BundleError, CheckpointError, GateError, MachineError, UsageError
 from la_trt.files.bundle import open_bundle
 from la_trt.processor.features import ImageConfig
+from la_trt.processor.template import ChatTemplate
 from la_trt.tags import ALL_TAGS
 from tests.engines.script import text_step
 from tests.model.configs import random_model
@@ -100,6 +101,19 @@ def test_a_bf16_checkpoint_is_read_exactly(tmp_path: Path) -> None:
     for name, half in halves.items():
         np.testing.assert_array_equal(weights.rows(name), half.astype(np.float32))
         np.testing.assert_array_equal(weights.rows(name, 1, 3), half[1:3].astype(np.float32))
+
+
+def test_only_the_chat_template_that_counts_goes_along(tmp_path: Path) -> None:
+    """So that no reader of the bundle can take the other one."""
+    path = write_tiny_checkpoint(tmp_path / "m")
+    (path / "chat_template.json").write_text('{"chat_template": "N"}')
+    (path / "chat_template.jinja").write_text("J")
+    build(path, tmp_path / "b", graphs=False)
+    assert not (tmp_path / "b" / "chat_template.jinja").exists()
+    assert ChatTemplate.from_directory(tmp_path / "b").source == "N"
+    (path / "chat_template.json").unlink()
+    build(path, tmp_path / "b", graphs=False)
+    assert ChatTemplate.from_directory(tmp_path / "b").source == "J"
 
 
 def test_wrong_options_and_checkpoints_leave_nothing(checkpoint: Path, tmp_path: Path) -> None:

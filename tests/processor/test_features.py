@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,31 @@ def test_what_the_reference_writes_is_read(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     config = ImageConfig.from_directory(tmp_path)
     assert (config.patch_size, config.min_pixels, config.max_pixels) == (7, 49, 980)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_file_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
+    model, outside = tmp_path / "m", tmp_path / "outside"
+    model.mkdir()
+    outside.write_text(json.dumps({**RELEASED, "image_processor": RELEASED}))
+    (model / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        ImageConfig.from_directory(model)
+    assert caught.value.name == "E_LINK"
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        ImageConfig.from_directory(model)
+
+
+def test_newer_file_wins_over_the_older_as_in_transformers(tmp_path: Path) -> None:
+    write(tmp_path, "preprocessor_config.json", RELEASED)
+    newer = {"image_processor": {**RELEASED, "patch_size": 7}}
+    write(tmp_path, "processor_config.json", newer)
+    assert ImageConfig.from_directory(tmp_path).patch_size == 7
+    assert Qwen2VLImageProcessorPil.from_pretrained(tmp_path).patch_size == 7
+    write(tmp_path, "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"})
+    assert ImageConfig.from_directory(tmp_path).patch_size == 14
 
 
 def test_newer_file_with_a_part_for_images(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,10 @@ def test_exception_of_the_template_is_an_input_error() -> None:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"chat_template.jinja": "J", "chat_template.json": '{"chat_template": "N"}'}, "J"),
+        # As the processors of transformers 4.52 and newer choose.
+        ({"chat_template.jinja": "J", "chat_template.json": '{"chat_template": "N"}'}, "N"),
+        ({"chat_template.jinja": "J", "tokenizer_config.json": '{"chat_template": "T"}'}, "J"),
+        ({"chat_template.jinja": "J", "chat_template.json": '{"chat_template": null}'}, "J"),
         (
             {
                 "chat_template.json": '{"chat_template": "N"}',
@@ -249,3 +253,21 @@ def test_damaged_template_file_is_named(tmp_path: Path, name: str, content: byte
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
         ChatTemplate.from_directory(tmp_path)
+
+
+NAMES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_file_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path, name: str) -> None:
+    model, outside = tmp_path / "m", tmp_path / "outside"
+    model.mkdir()
+    outside.write_text('{"chat_template": "T"}')
+    (model / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        ChatTemplate.from_directory(model)
+    assert caught.value.name == "E_LINK"
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        ChatTemplate.from_directory(model)
