@@ -13,17 +13,19 @@ async for event in model.astream([Path("photo.jpg")], "How many red circles are 
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from la_trt.aio import iterate
 from la_trt.config import ModelConfig
 from la_trt.engines.base import Engine
 from la_trt.errors import CheckpointError, MachineError, UsageError
 from la_trt.events import DoneEvent, Event, InjectKind, Result
+from la_trt.files.checkpoint import safe_file
 from la_trt.files.strict_json import parse_json, show
 from la_trt.limits import MAX_THREADS, Limits
 from la_trt.options import GenerationOptions
@@ -35,6 +37,7 @@ from la_trt.sampling import SamplingParams
 from la_trt.session import DEFAULT_PREFILL_CHUNK, Session
 
 Backend = Literal["auto", "onnx", "native", "tensorrt"]
+T = TypeVar("T")
 _ONNX_ALONE = ("mass", "huge_pages")
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -79,13 +82,21 @@ def make_options(
             seed=seed,
         ),
         max_tokens=max_tokens,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        stop_token_ids=tuple(stop_token_ids),
+        stop=(stop,) if isinstance(stop, str) else _several("stop", stop, "strings"),
+        stop_token_ids=_several("stop_token_ids", stop_token_ids, "token ids"),
         ignore_eos=ignore_eos,
         num_samples=num_samples,
-        forced=tuple(forced),
+        forced=_several("forced", forced, "token ids"),
         masses=masses,
     )
+
+
+def _several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
+    if not isinstance(values, Iterable):
+        raise UsageError(
+            f"{name}: expected a sequence of {what}, got {show(values)}", name="E_OPTION"
+        )
+    return tuple(values)
 
 
 class LookAgain:
@@ -133,6 +144,7 @@ class LookAgain:
             speculate=speculate,
         )
         self._worker: ThreadPoolExecutor | None = None
+        self._worker_process = 0
 
     @classmethod
     def from_bundle(
@@ -246,8 +258,9 @@ class LookAgain:
         **options: Any,
     ) -> AsyncGenerator[Event, None]:
         """`stream` without blocking the event loop; `aclose()` it to leave early."""
-        if self._worker is None:
+        if self._worker is None or self._worker_process != os.getpid():  # a fork keeps no threads
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="la-trt")
+            self._worker_process = os.getpid()
         return iterate(self._worker, lambda: self.stream(images, prompt, system=system, **options))
 
 
@@ -300,7 +313,7 @@ def end_tokens(
     Those of `generation_config.json` in `directory` where it names any, else those of the
     model config; and always `<|im_end|>`, which ends the assistant's turn in the template.
     """
-    named = _generation_config_eos(directory / "generation_config.json") if directory else ()
+    named = _generation_config_eos(directory) if directory else ()
     ids = set(named or config.eos_token_ids)
     turn_end = processor.vocabulary.controls.get("<|im_end|>")
     if turn_end is not None:
@@ -314,10 +327,11 @@ def end_tokens(
     return frozenset(ids)
 
 
-def _generation_config_eos(path: Path) -> tuple[int, ...]:
-    if not path.is_file():
+def _generation_config_eos(directory: Path) -> tuple[int, ...]:
+    path = directory / "generation_config.json"
+    if not (path.exists() or path.is_symlink()):
         return ()
-    with path.open("rb") as file:
+    with safe_file(directory, path.name).open("rb") as file:
         data = file.read(_MAX_CONFIG_BYTES + 1)
     raw = parse_json(
         data, where=str(path), todo="download the file again", max_bytes=_MAX_CONFIG_BYTES

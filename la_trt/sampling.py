@@ -41,7 +41,8 @@ class SamplingParams:
             # A Python integer is finite, and may be too large for a float.
             finite = isinstance(value, int) or (isinstance(value, kinds) and math.isfinite(value))
             if isinstance(value, bool) or not isinstance(value, kinds) or not finite:
-                raise _refused(f.name, "a finite number", value)
+                what = "an integer" if len(kinds) == 2 else "a finite number"
+                raise _refused(f.name, what, value)
         if not 0 <= self.temperature <= 100:
             raise _refused("temperature", "a number from 0 to 100", self.temperature)
         if not 0 <= self.top_k < 1 << 31:

@@ -33,13 +33,23 @@ namespace {
 
 using namespace latrt;
 
-thread_local std::string error_name, error_message;
+// A thread's last error. At the end of the main thread it is gone before static objects are, whose
+// destructors may still call us: then there are no texts.
+thread_local bool errors_gone = false;
+
+struct Errors {
+    std::string name, message;
+    ~Errors() { errors_gone = true; }
+};
+
+thread_local Errors errors;
 
 latrt_status fail(latrt_status status, const char* name, const char* message) noexcept {
+    if (errors_gone) return status;
     try {
-        error_name = name, error_message = message;
+        errors.name = name, errors.message = message;
     } catch (...) {
-        error_name.clear(), error_message.clear();
+        errors.name.clear(), errors.message.clear();
     }
     return status;
 }
@@ -171,11 +181,11 @@ void step(latrt_session* s) {
 extern "C" {
 
 const char* latrt_error_name(void) {
-    return error_name.c_str();
+    return errors_gone ? "" : errors.name.c_str();
 }
 
 const char* latrt_error_message(void) {
-    return error_message.c_str();
+    return errors_gone ? "" : errors.message.c_str();
 }
 
 const char* latrt_version(void) {

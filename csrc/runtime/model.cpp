@@ -97,14 +97,15 @@ void Model::read_processor() {
         file = "preprocessor_config.json";
         image_config_ = ImageConfig::parse(Json::parse(bundle_.text(file)));
         std::string source = kDefaultTemplate;
-        if (bundle_.texts.count(file = "chat_template.jinja")) {
-            source = bundle_.texts[file];
-        } else {
-            for (const char* name : {"chat_template.json", "tokenizer_config.json"}) {
-                if (!bundle_.texts.count(file = name)) continue;
-                const Json json = Json::parse(bundle_.texts[name]);
-                const std::string* found = named_template(json);
-                if (!found) continue;
+        for (const char* name :
+             {"chat_template.json", "chat_template.jinja", "tokenizer_config.json"}) {
+            if (!bundle_.texts.count(file = name)) continue;
+            if (file == "chat_template.jinja") {
+                source = bundle_.texts[file];
+                break;
+            }
+            const Json json = Json::parse(bundle_.texts[file]);
+            if (const std::string* found = named_template(json)) {
                 source = *found;
                 break;
             }

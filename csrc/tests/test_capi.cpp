@@ -1,6 +1,8 @@
 // The C API from outside: statuses, lifetimes, re-injection by hand, sessions on many threads.
 #include <latrt/latrt.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -59,7 +61,47 @@ bool failed(latrt_status got, latrt_status want, const char* name) {
     return got == want && std::strcmp(latrt_error_name(), name) == 0 && *latrt_error_message();
 }
 
+// A static object that calls us before main and after it, when this thread's error texts are gone.
+struct Static {
+    Static() {
+        if (!failed(open(), LATRT_BUNDLE, "E_MISSING_FILE")) leave("before");
+    }
+    ~Static() {
+        // Its model's threads, too, were there after this object was.
+        if (session && (ask(session) != LATRT_OK || latrt_run(session, nullptr, nullptr)))
+            leave("answered after");
+        latrt_session_destroy(session);
+        latrt_close(model);
+        if (open() != LATRT_BUNDLE || *latrt_error_name() || *latrt_error_message()) leave("after");
+    }
+    static latrt_status open() {
+        latrt_model* model = nullptr;
+        return latrt_open("/no/such/bundle/of/a/name/too/long/to/be/kept/in/a/string", nullptr,
+                          &model);
+    }
+    latrt_model* model = nullptr;
+    latrt_session* session = nullptr;
+
+    static latrt_status ask(latrt_session* session) {
+        const Picture picture;
+        return latrt_ask(session, &picture.image, 1, "What?", nullptr);
+    }
+    [[noreturn]] static void leave(const char* when) {
+        std::printf("FAILED: a call %s main: %s\n", when, latrt_error_name());
+        std::fflush(stdout);
+        std::_Exit(1);
+    }
+};
+
+Static kept;
+
 }  // namespace
+
+TEST(capi_answers_after_main) {
+    Model model = open_model();
+    kept.session = start(model, greedy(4)).release();
+    kept.model = model.release();
+}
 
 TEST(capi_refuses_wrong_calls) {
     latrt_model* model = nullptr;

@@ -8,7 +8,7 @@ import numpy as np
 
 from la_trt.config import VisionConfig
 from la_trt.engines.base import FloatArray, IntArray
-from la_trt.engines.rope import inverse_frequencies
+from la_trt.engines.rope import cos_sin, inverse_frequencies
 
 THETA = 10000.0
 
@@ -47,11 +47,12 @@ def vision_layout(grid_thw: IntArray, config: VisionConfig) -> VisionLayout:
     inverse = inverse_frequencies(THETA, config.head_dim // 2)
     places = (place.astype(np.float32)[:, None] for place in (y, x))
     angles = np.concatenate([place * inverse for place in places], axis=1)
+    cos, sin = cos_sin(angles)
     return VisionLayout(
         token_order=token_order,
         patch_order=patch_order,
-        cos=np.cos(angles),
-        sin=np.sin(angles),
+        cos=cos,
+        sin=sin,
         window_sizes=np.bincount(window) * unit,
     )
 

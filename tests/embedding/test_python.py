@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import signal
 import subprocess
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from build_engines.build import build
 from la_trt import LookAgain
 from la_trt.errors import InputError, UsageError
 from la_trt.events import DoneEvent, TokenEvent
+from tests.native.helpers import needs_native
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "python"
 QUESTION = "How many red circles are there?"
@@ -98,6 +101,32 @@ def test_leaving_a_stream_early_frees_its_slot(model: LookAgain, picture: Path) 
     asyncio.run(ask())
     slots = [model.engine.alloc(8) for _ in range(model.engine.limits.max_batch)]
     assert len(set(slots)) == model.engine.limits.max_batch
+
+
+FORKS = """
+import asyncio, os, sys
+from pathlib import Path
+from la_trt import LookAgain
+
+model = LookAgain.from_bundle(sys.argv[1], backend="native", threads=2)
+ask = lambda: asyncio.run(model.agenerate([Path(sys.argv[2])], "How many?", max_tokens=4))
+want = ask().tokens
+child = os.fork()
+if not child:
+    os._exit(ask().tokens != want)
+sys.exit(os.waitpid(child, 0)[1] or ask().tokens != want)
+"""
+
+
+@needs_native
+def test_a_forked_child_awaits_answers_too(bundle: Path, picture: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, str(bundle), str(picture)]
+    with subprocess.Popen(command, start_new_session=True) as parent:
+        try:
+            assert parent.wait(timeout=60) == 0
+        finally:
+            with suppress(ProcessLookupError):  # both have ended
+                os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_the_example_prints_the_answer(bundle: Path, picture: Path, model: LookAgain) -> None:

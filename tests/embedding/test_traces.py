@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from build_engines.build import build
+from build_engines.quantize import Quant
 from la_trt.api import LookAgain
 from la_trt.assets import SAMPLE_IMAGES, TINY_CHECKPOINT
+from la_trt.files.bundle import open_bundle, write_bundle
 from la_trt.processor.image import load_image
+from la_trt.processor.template import DEFAULT_TEMPLATE
 from tests.cpp import needs_cpp
 from tests.embedding.cases import requests
 from tests.embedding.make_golden import GOLDEN, traces
@@ -65,9 +68,10 @@ def test_the_golden_traces_cover_every_policy() -> None:
 
 @needs_cpp
 @needs_native
-def test_the_shipped_model_answers_alike(tmp_path: Path) -> None:
-    """Float weights, a real picture, the shipped tokenizer and template."""
-    build(TINY_CHECKPOINT, tmp_path / "b")
+@pytest.mark.parametrize("quant", ["none", "int8", "int4"])
+def test_the_shipped_model_answers_alike(quant: Quant, tmp_path: Path) -> None:
+    """Real pictures, the shipped tokenizer and template; codes turn where one bit is another."""
+    build(TINY_CHECKPOINT, tmp_path / "b", quant=quant, graphs=False)
     model = LookAgain.from_bundle(tmp_path / "b", backend="native", threads=1, max_batch=1)
     tags = model.session.tags
     assert tags.reflection_open is not None and tags.reflection_close is not None
@@ -76,6 +80,32 @@ def test_the_shipped_model_answers_alike(tmp_path: Path) -> None:
         image = load_image(SAMPLE_IMAGES / name)
         pictures.append(write_rgb(image, tmp_path / f"{name}.rgb"))
     asked = requests(str(tmp_path / "b"), pictures, tags.reflection_open, tags.reflection_close)
-    asked = [r for r in asked if r["options"].get("temperature", 0) == 0]
+    for request, answer in zip(asked, ask_probe(asked), strict=True):
+        assert_same(answer, python_trace(model, request), json.dumps(request["options"]))
+
+
+@needs_cpp
+@needs_native
+def test_both_take_the_same_of_several_templates(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Bundles that were built before have every template of their checkpoint."""
+    build(tiny_checkpoint, tmp_path / "b", graphs=False)
+    one = open_bundle(tmp_path / "b")
+    facts = one.manifest
+    with write_bundle(
+        tmp_path / "several",
+        config=facts.config,
+        tags=facts.tags,
+        limits=facts.limits,
+        quant=facts.quant,
+        request=facts.request,
+    ) as bundle:
+        for name in one.names():
+            bundle.add_file(name, one.file(name))
+        said = json.dumps({"chat_template": f"as JSON says. {DEFAULT_TEMPLATE}"})
+        bundle.add_bytes("chat_template.json", said.encode())
+        bundle.add_bytes("chat_template.jinja", f"as Jinja says. {DEFAULT_TEMPLATE}".encode())
+    model = LookAgain.from_bundle(tmp_path / "several", backend="native", threads=1, max_batch=1)
+    assert model.prompt([], "Hi").text.startswith("as JSON says. ")
+    asked = requests(str(tmp_path / "several"), [], 0, 0)[:1]
     for request, answer in zip(asked, ask_probe(asked), strict=True):
         assert_same(answer, python_trace(model, request), json.dumps(request["options"]))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,14 @@ def test_options_by_flat_name() -> None:
         make_options(temprature=1)
 
 
+@pytest.mark.parametrize("name", ["stop", "stop_token_ids", "forced"])
+@pytest.mark.parametrize("value", [3, None, 1.5])
+def test_a_lone_value_where_several_belong_is_named(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name}: expected a sequence of") as refused:
+        make_options(**{name: value})
+    assert refused.value.name == "E_OPTION"
+
+
 def test_end_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
     root = write_tiny_checkpoint(tmp_path / "ckpt")
     processor = Processor.from_pretrained(root)
@@ -108,6 +117,11 @@ def test_end_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
         assert end_tokens(config, processor, root) == expected
     path.unlink()
     assert end_tokens(config, processor, root) == {*config.eos_token_ids, turn_end}
+    (tmp_path / "elsewhere.json").write_text('{"eos_token_id": 7}')
+    path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(CheckpointError, match="leads out of the directory"):
+        end_tokens(config, processor, root)
+    path.unlink()
     for bad in ('{"eos_token_id": "7"}', '{"eos_token_id": [-1]}', '{"eos_token_id": true}', "{"):
         path.write_text(bad)
         with pytest.raises(CheckpointError, match=r"generation_config\.json"):

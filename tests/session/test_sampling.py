@@ -152,5 +152,7 @@ def test_banned_tokens_never_come(temperature: float) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(setting: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=f"^{next(iter(setting))}: expected"):
+    (name,) = setting
+    what = "an integer" if name in ("top_k", "seed") else "a"
+    with pytest.raises(UsageError, match=f"^{name}: expected {what}"):
         SamplingParams(**setting)

@@ -11,8 +11,9 @@
    until the callback returns or the next step.
 
    Errors. Calls return a status; latrt_error_name() and latrt_error_message() say what the last
-   failed call of this thread found wrong. A failed call leaves its object as it was, unless said
-   otherwise. No exception leaves the library. */
+   failed call of this thread found wrong (nothing, "", in destructors that run after the main
+   thread's end). A failed call leaves its object as it was, unless said otherwise. No exception
+   leaves the library. */
 #ifndef LATRT_LATRT_H
 #define LATRT_LATRT_H
 

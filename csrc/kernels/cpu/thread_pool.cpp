@@ -153,7 +153,8 @@ void ThreadPool::join_workers() {
 }
 
 std::shared_ptr<ThreadPool> ThreadPool::shared(int num_threads) {
-    static std::map<int, std::weak_ptr<ThreadPool>> pools;
+    // Never destroyed: a session may still run when static objects go.
+    static auto& pools = *new std::map<int, std::weak_ptr<ThreadPool>>;
     const int size = num_threads < 1 ? allowed_threads() : num_threads;
     count_forks();
     std::lock_guard lock(pools_mutex);
