@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from la_trt.errors import InputError
+from la_trt.errors import InputError, UsageError
 from la_trt.events import Result
 from la_trt.options import GenerationOptions
 from la_trt.processor.types import Prompt
@@ -23,6 +23,14 @@ class Asker:
     processor: Callable[[str, Sequence[Any]], Prompt]
     options: GenerationOptions
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        most = self.session.engine.limits.max_len
+        if self.options.max_tokens >= most:
+            raise UsageError(
+                f"max_tokens: expected fewer than the model's {most}, got "
+                f"{self.options.max_tokens}\nno question would fit besides"
+            )
 
     def __call__(self, examples: Sequence[Example], first: int) -> list[Result | str]:
         """The answers, in order; `first` is the number of the first question in the run."""

@@ -6,7 +6,6 @@ it stopped; with `torchrun`, each process asks questions of its own and gradient
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -24,21 +23,21 @@ from la_trt.api import end_tokens
 from la_trt.errors import LookAgainError, UsageError
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import WorldConfig
-from la_trt.model import QwenVL
 from la_trt.model.weights import load_model, save_pretrained
 from la_trt.processor.prompt import Processor
 from la_trt.reattention.policy import resolve_policy
 from la_trt.session import Session
 from train.actor import DTYPES, make_actor
 from train.board import Board
-from train.checkpointing import load_state, save_state
+from train.checkpointing import fingerprint, load_state, save_state
 from train.coldstart import training_world
 from train.command import run
 from train.options import run_options, setting_options, with_settings
 from train.parallel import from_first, join
 from train.precision import copy_in, fast_attention, slowness_note
 from train.presets_brpo import PRESETS, BrpoConfig
-from train.progress import RunLog, forget_after
+from train.progress import RunLog, forget_after, skipped_rows
+from train.ranges import check_device
 from train.rollout import (
     Answer,
     EngineFactory,
@@ -193,18 +192,6 @@ class Trainer:
         return answers, rows
 
 
-def fingerprint(model: QwenVL, device: str) -> str:
-    """A digest that tells checkpoints apart: of the names, shapes and sums of all weights.
-
-    `device` adds them up, as the last digits of a sum depend on it.
-    """
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        total = float(value.to(device).double().sum())
-        digest.update(f"{name} {list(value.shape)} {total!r}".encode())
-    return digest.hexdigest()
-
-
 def fixed(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The settings that a run must keep, by name."""
     flat = {name: value for part in config.values() for name, value in part.items()}
@@ -271,6 +258,7 @@ def main(
     """Train a model by reinforcement on its own answers."""
     try:
         config = with_settings(PRESETS[preset], values)
+        check_device(device)
         asked = read_world(world)
         said = {"preset": preset, **config.to_dict(), "world": asdict(asked)}
         shown = json.dumps(said, indent=1)
@@ -283,7 +271,10 @@ def main(
         if trainer.rank == 0:
             with atomic_file(output / "brpo_config.json") as file:
                 file.write(shown.encode() + b"\n")
-        click.echo(brpo(trainer))
+        directory = brpo(trainer)
+        if trainer.rank == 0 and (note := skipped_rows(trainer.tasks.skipped)):
+            click.echo(note, err=True)
+        click.echo(directory)
     except LookAgainError as error:
         click.echo(error.render(), err=True)
         raise SystemExit(error.exit_code) from error

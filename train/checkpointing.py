@@ -6,13 +6,15 @@ state of the process is one more entry (`rng_state`), so that a resumed run goes
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import nn
 
 from la_trt.errors import CheckpointError
 from la_trt.files.atomic import atomic_file
@@ -26,7 +28,31 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     them. Raises MachineError (E_WRITE), the older state then being untouched.
     """
     with atomic_file(path) as file:
-        torch.save(dict(state), file)
+        watched = _Watched(file)
+        try:
+            torch.save(dict(state), watched)
+        except RuntimeError as error:  # torch's writer hides why the file did not take it
+            if watched.problem is None:
+                raise
+            raise watched.problem from error
+
+
+class _Watched:
+    """A file that remembers the error of a write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.problem: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as problem:
+            self.problem = problem
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
@@ -50,6 +76,23 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dict, got {type(state).__name__}")
     return state
+
+
+def fingerprint(model: nn.Module, device: str = "cpu") -> str:
+    """A digest that tells models apart: of the names, shapes and sums of all weights.
+
+    `device` adds them up, as the last digits of a sum depend on it; so they do on the number of
+    threads, which is one here.
+    """
+    digest, threads = hashlib.sha256(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name, value in model.state_dict().items():
+            total = float(value.to(device).double().sum())
+            digest.update(f"{name} {list(value.shape)} {total!r}".encode())
+    finally:
+        torch.set_num_threads(threads)
+    return digest.hexdigest()
 
 
 def seed_generators(seed: int) -> None:

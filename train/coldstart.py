@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from la_trt.lookworld import FAMILIES, WorldConfig
 from la_trt.model import QwenVL
 from la_trt.processor.tokenizer import Vocabulary
 from train.branches import BranchAttention
+from train.checkpointing import load_state, save_state
+from train.command import run
 from train.dense import DenseHeads, dense_loss
 from train.export import export
 from train.options import config_options
@@ -28,6 +31,7 @@ from train.precision import MasterWeights, fast_attention, fast_dtype, keep_heap
 from train.pretrain import see
 from train.progress import RunLog
 from train.questions import QuestionBatches
+from train.ranges import DECAY, SEED, SHARE, at_least, check
 from train.scenes import loader
 from train.schedule import warmup_stable_decay
 from train.sequences import IGNORE
@@ -74,6 +78,21 @@ class ColdStartConfig:
     average_decay: float = 0.99
     save_every: int = 200
     num_validation: int = 100
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            seed=SEED,
+            layers=at_least(1),
+            steps=at_least(1),
+            scenes=at_least(1),
+            questions=at_least(1),
+            lr=at_least(0),
+            decay_frac=SHARE,
+            weight_decay=at_least(0),
+            average_decay=DECAY,
+            save_every=at_least(1),
+        )
 
 
 FAMILY_WEIGHTS = {
@@ -122,7 +141,7 @@ def make_model(
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5)
     heads = DenseHeads(config.text.hidden_size)
     if tower is not None:
-        masters = torch.load(tower, weights_only=True)["weights"]["average"]
+        masters = (load_state(tower) or {})["weights"]["average"]
         for module, prefix in ((model.visual, "visual."), (heads, "heads.")):
             own = {n[len(prefix) :]: v for n, v in masters.items() if n.startswith(prefix)}
             module.load_state_dict(own)
@@ -175,8 +194,8 @@ class Trainer:
             dtype=fast_dtype(),
         )
         self.step = 0
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
+        state = load_state(self.path)
+        if state is not None:
             self.weights.load_state_dict(state["weights"])
             self.step = state["step"]
         if not config.train_tower or not config.pictures:
@@ -240,17 +259,18 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Nothing; writes the state, and the exported checkpoint beside it."""
-        state = {"weights": self.weights.state_dict(), "step": self.step}
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        """Nothing; writes the exported checkpoint, then the state beside it.
+
+        In this order: a run that is killed between the two goes on from the state before, and
+        exports again.
+        """
         export(
             self.tensors(),
             self.model.config,
             self.output / "tokenizer",
             self.output / "checkpoint",
         )
+        save_state(self.path, {"weights": self.weights.state_dict(), "step": self.step})
 
 
 def sft(config: ColdStartConfig, output: Path, tower: Path | None) -> Path:
@@ -295,4 +315,4 @@ def main(output: Path, tower: Path | None, **values: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, goes_on="its last save"))

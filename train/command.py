@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -33,4 +34,11 @@ def run(command: click.Command, args: Sequence[str] | None = None, *, goes_on: s
         where = f"{error.filename}: " if error.filename else ""
         print(MachineError(f"{where}{error.strerror}").render(), file=sys.stderr)
         return MachineError.exit_code
+    except Exception as error:
+        traceback.print_exception(error)  # days of training are worth more than three lines
+        print(
+            LookAgainError("this is a bug: report it with the lines above").render(),
+            file=sys.stderr,
+        )
+        return LookAgainError.exit_code
     return 0

@@ -107,6 +107,11 @@ class ExampleReader(Iterator[Example]):
             return example
         raise StopIteration
 
+    def refuse_empty(self) -> None:
+        """Raise InputError E_DATA for a file without rows, of which nothing can be learnt."""
+        if not self.num_rows:
+            raise InputError(f"{self.path}: no rows\ngive a JSONL file with rows", name="E_DATA")
+
     def report(self) -> str:
         """One line: how many examples there were, and how many rows were skipped for what."""
         counts = ", ".join(f"{reason} {num}" for reason, num in sorted(self.skipped.items()))

@@ -36,6 +36,7 @@ from train.journal import Journal
 from train.lookworld_rules import lookworld_verifiers
 from train.options import config_options
 from train.progress import RunLog
+from train.ranges import SEED, check
 from train.reflections import load_callable
 from train.rows import world_of_text
 from train.tasks import SEED_STRIDE
@@ -76,6 +77,8 @@ class DistillConfig:
                 raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.split not in ("train", "validation"):
             raise UsageError(f"split: expected train or validation, got {self.split!r}")
+        check(self, seed=SEED)
+        WorldConfig(reasoning_length=self.reasoning_length)
         if self.first < 0 or self.first + self.num > SEED_STRIDE:
             raise UsageError(
                 f"first, num: expected questions below {SEED_STRIDE}, which no other stage asks, "
@@ -174,7 +177,9 @@ def distill(
     home = output.resolve().parent
     header = {**asdict(config), "model": model, "verifiers": [v.name for v in verifiers]}
     if reader is not None:
-        header["data"] = reader(0).fingerprint
+        rows = reader(0)
+        rows.refuse_empty()
+        header["data"] = rows.fingerprint
     done = _finished(output, header)
     if done is not None:
         return done
@@ -300,6 +305,11 @@ def main(
     config = DistillConfig(**values)
     rules = (*lookworld_verifiers(config.reasoning_length),)
     more = tuple(CallableVerifier(spec, load_callable(spec)) for spec in named)
+    names = [verifier.name for verifier in (*rules, *more)]
+    if unknown := set(config.rules.veto) - set(names):
+        raise UsageError(
+            f"veto: no judge {', '.join(sorted(unknown))}\nexpected of {', '.join(names)}"
+        )
     click.echo(json.dumps(asdict(config)), err=True)
     options = make_options(
         policy=config.policy, temperature=config.temperature, max_tokens=config.max_tokens

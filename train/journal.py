@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from la_trt.errors import MachineError, UsageError
+from la_trt.files.atomic import write_errors
 
 
 class Journal:
@@ -47,9 +48,10 @@ class Journal:
     def append(self, entry: Mapping[str, Any]) -> None:
         """Nothing; the entry is on the disk."""
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with write_errors(self.path):
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.entries.append(json.loads(line))
 
     def remove(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from la_trt.errors import UsageError
 from train.losses import Mean, Ratio
+from train.ranges import CLIP, DECAY, POSITIVE, SEED, SHARE, at_least, check
 from train.rewards import RewardConfig
 from train.rollout import RolloutConfig
 
@@ -30,6 +30,16 @@ class RunConfig:
     num_validation: int = 100
     tensorboard: Literal["auto", "on", "off"] = "auto"
 
+    def __post_init__(self) -> None:
+        check(
+            self,
+            seed=SEED,
+            steps=at_least(1),
+            save_every=at_least(1),
+            validate_every=at_least(0),
+            num_validation=at_least(1),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
@@ -41,6 +51,9 @@ class ObjectiveConfig:
     mean: Mean = "answer"
     ratio: Ratio = "token"
     divide_by_std: bool = True
+
+    def __post_init__(self) -> None:
+        check(self, clip=CLIP, clip_high=CLIP, beta=at_least(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +84,19 @@ class OptimConfig:
     shard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "accumulation", "epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check(
+            self,
+            micro_batch=at_least(1),
+            accumulation=at_least(1),
+            epochs=at_least(1),
+            lr=at_least(0),
+            warmup_frac=SHARE,
+            decay_frac=SHARE,
+            beta1=DECAY,
+            beta2=DECAY,
+            weight_decay=at_least(0),
+            max_norm=POSITIVE,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Literal
 from la_trt.errors import UsageError
 from la_trt.events import InjectKind
 from la_trt.reattention.policy import Policy, preset, resolve_policy
+from train.ranges import SEED, at_least, check
 from train.trainee import OptimConfig
 
 
@@ -25,6 +26,9 @@ class RunConfig:
     epochs: int = 1
     save_every: int = 100
     tensorboard: Literal["auto", "on", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self, seed=SEED, steps=at_least(0), epochs=at_least(1), save_every=at_least(1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,14 @@ class DataConfig:
     max_pixels: int = 0
 
     def __post_init__(self) -> None:
-        if self.micro_batch < 1 or self.global_batch % self.micro_batch:
+        check(
+            self,
+            global_batch=at_least(1),
+            micro_batch=at_least(1),
+            max_length=at_least(1),
+            max_pixels=at_least(0),
+        )
+        if self.global_batch % self.micro_batch:
             raise UsageError(
                 f"global_batch: expected a multiple of micro_batch {self.micro_batch}, "
                 f"got {self.global_batch}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,12 +16,15 @@ import torch
 
 from la_trt.lookworld import WorldConfig
 from la_trt.model import VisionTower
+from train.checkpointing import load_state, save_state
+from train.command import run
 from train.dense import DenseHeads, DenseScore, dense_loss, dense_score
 from train.options import config_options
 from train.parallel import join, wait_for_all
 from train.pixels import patchify
 from train.precision import MasterWeights, fast_attention, fast_dtype, keep_heap
 from train.progress import RunLog
+from train.ranges import SEED, SHARE, at_least, check
 from train.scenes import SceneBatches, fixed_scenes, loader
 from train.schedule import warmup_stable_decay
 from train.shape import tiny_vision
@@ -42,6 +46,20 @@ class PretrainConfig:
     large_frac: float = 0.5
     save_every: int = 200
     num_validation: int = 128
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            seed=SEED,
+            steps=at_least(1),
+            batch=at_least(1),
+            lr=at_least(0),
+            decay_frac=SHARE,
+            weight_decay=at_least(0),
+            digit_frac=SHARE,
+            large_frac=SHARE,
+            save_every=at_least(1),
+        )
 
 
 def make_tower(seed: int) -> tuple[VisionTower, DenseHeads]:
@@ -95,8 +113,8 @@ def pretrain(config: PretrainConfig, output: Path) -> Path:
         dtype=fast_dtype(),
     )
     path, first = output / "pretrain.pt", 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
+    state = load_state(path)
+    if state is not None:
         weights.load_state_dict(state["weights"])
         first = state["step"]
     batches = loader(
@@ -123,7 +141,7 @@ def pretrain(config: PretrainConfig, output: Path) -> Path:
             if rank == 0 and ((step + 1) % config.save_every == 0 or done):
                 score = validate(tower, heads, *fixed)
                 log.write({"step": step + 1, "loss": round(seen, 4), **asdict(score)})
-                torch.save({"weights": weights.state_dict(), "step": step + 1}, path)
+                save_state(path, {"weights": weights.state_dict(), "step": step + 1})
     wait_for_all()
     return path
 
@@ -141,4 +159,4 @@ def main(output: Path, **values: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, goes_on="its last save"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from la_trt.files.atomic import atomic_file
+from la_trt.files.atomic import atomic_file, write_errors
 
 
 class RunLog:
@@ -19,7 +20,8 @@ class RunLog:
 
     def __init__(self, directory: Path, name: str, *, total: int, done: int = 0) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = (directory / f"{name}.jsonl").open("a", encoding="utf-8")
+        self._path = directory / f"{name}.jsonl"
+        self._file = self._path.open("a", encoding="utf-8")
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -55,10 +57,17 @@ class RunLog:
         """Nothing; one line in the file and, where there is no bar, on stderr."""
         seconds = round(time.monotonic() - self._started, 1)
         line = json.dumps({"seconds": seconds, **values})
-        self._file.write(line + "\n")
-        self._file.flush()
+        with write_errors(self._path):
+            self._file.write(line + "\n")
+            self._file.flush()
         if not self._console.is_terminal:
             self._console.print(f"{self._name} {line}", highlight=False, soft_wrap=True)
+
+
+def skipped_rows(skipped: Counter[str]) -> str:
+    """One line: how many rows were left out for what, '' for none."""
+    counts = ", ".join(f"{reason} {num}" for reason, num in sorted(skipped.items()))
+    return f"rows skipped since this start: {counts}" if counts else ""
 
 
 def forget_after(path: Path, step: int) -> None:

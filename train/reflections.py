@@ -129,8 +129,16 @@ def build(
 @click.option("--images", type=click.Path(path_type=Path), help="where its images are")
 @click.option("--source", required=True, help="FILE.jsonl of id and reflection, or module:function")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSONL to write")
-@click.option("--num", default=2000, show_default=True, help="answers wanted")
-@click.option("--seed", default=0, show_default=True, help="of the order of the rows")
+@click.option(
+    "--num", type=click.IntRange(min=0), default=2000, show_default=True, help="answers wanted"
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="of the order of the rows",
+)
 def main(data: Path, images: Path | None, source: str, output: Path, num: int, seed: int) -> None:
     """Put one reflection into each of NUM answers."""
     path = Path(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from fractions import Fraction
 from typing import Literal
 
 from la_trt.errors import InputError, UsageError
+from la_trt.eval.lookworld import well_formed
 from la_trt.lookworld.score import parse_description
-from la_trt.tags import conclusion, parse_tags
+from la_trt.tags import conclusion
+from train.ranges import FINITE, check
 
-ORDER = ("SUMMARY", "CAPTION", "REASONING", "CONCLUSION")
 IDEAL_LENGTH = 100.0  # tokens a reflection, the paper's lambda
 
 _WORDS = (
@@ -34,26 +36,9 @@ _DESCRIPTION = re.compile(rf"{_KIND}(?:, {_KIND})*")
 
 
 def format_reward(text: str) -> float:
-    """1.0 where the answer has the format of section 2, else 0.0.
-
-    SUMMARY, CAPTION, REASONING and CONCLUSION stand once each, in that order, none of them
-    empty. REFLECTION stands anywhere between the first and the last of them, any number of
-    times, and may be empty. Nothing nests or overlaps; outside the sections there is white space
-    at most. The paper's text leaves open how often each section may stand and what may stand
-    outside them: this is the strict reading, which leaves nothing to be gained by repetition.
-    """
-    parsed = parse_tags(text)
-    sections = parsed.sections
-    if parsed.flaw or not sections:
-        return 0.0
-    plain = [s for s in sections if s.name != "REFLECTION"]
-    if tuple(s.name for s in plain) != ORDER or not all(s.body.strip() for s in plain):
-        return 0.0
-    ends = [0, *(s.end for s in sections)]
-    starts = [*(s.start for s in sections), len(text)]
-    outside = "".join(text[a:b] for a, b in zip(ends, starts, strict=True))
-    inside = sections[0].name == ORDER[0] and sections[-1].name == ORDER[-1]
-    return float(inside and not outside.strip())
+    """1.0 where the answer has the format of section 2 (`la_trt.eval.lookworld.well_formed`),
+    else 0.0."""
+    return float(well_formed(text))
 
 
 def accuracy_reward(text: str, answer: str) -> float:
@@ -152,7 +137,15 @@ class RewardConfig:
     def __post_init__(self) -> None:
         if self.truncated not in ("zero", "mask", "keep"):
             raise UsageError(f"truncated: expected zero, mask or keep, got {self.truncated!r}")
-        if not self.ideal_length > 0:
+        check(
+            self,
+            accuracy_weight=FINITE,
+            format_weight=FINITE,
+            balance_weight=FINITE,
+            no_reflection=FINITE,
+            balance_floor=FINITE,
+        )
+        if not 0 < self.ideal_length < math.inf:
             raise UsageError(f"ideal_length: expected a number above 0, got {self.ideal_length}")
 
 

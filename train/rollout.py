@@ -35,6 +35,7 @@ from la_trt.session import Session
 from la_trt.tags import REFLECTION_OPEN, TokenTable
 from train.advantage import group_advantage
 from train.batch import TrainingSequence
+from train.ranges import at_least, check
 from train.reinject import Injection, Turn, lay_out
 from train.rewards import RewardConfig, Rewards, count_reflections, reward_answer
 from train.tasks import Task
@@ -64,9 +65,14 @@ class RolloutConfig:
     engine: Literal["torch", "onnx", "native"] = "torch"
 
     def __post_init__(self) -> None:
-        for name in ("questions", "group_size", "max_completion", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check(
+            self,
+            questions=at_least(1),
+            group_size=at_least(1),
+            max_completion=at_least(1),
+            max_pixels=at_least(0),
+            batch=at_least(1),
+        )
         if not self.temperature > 0:
             raise UsageError(
                 f"temperature: expected a number above 0, got {self.temperature}\n"

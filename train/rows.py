@@ -269,6 +269,11 @@ def read_ref(raw: object, limits: Limits | None = None) -> LookWorldRef:
 
 def read_world(raw: object) -> WorldConfig:
     """The world whose fields differ from the default as `raw` says. Raises RowError, UsageError."""
+    return WorldConfig(**typed_dials(raw))
+
+
+def typed_dials(raw: object) -> dict[str, Any]:
+    """The dials of the world that `raw` names, lists as tuples. Raises RowError."""
     known = {f.name: f.default for f in fields(WorldConfig) if f.default is not MISSING}
     if not isinstance(raw, dict) or set(raw) - set(known):
         raise RowError("lookworld", "world: expected the fields of a world config")
@@ -281,7 +286,7 @@ def read_world(raw: object) -> WorldConfig:
         ):
             raise RowError("lookworld", f"world.{key}: expected {wanted.__name__}")
         values[key] = made
-    return WorldConfig(**values)
+    return values
 
 
 def dials_of_text(text: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from la_trt.errors import LookAgainError, UsageError
+from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import WorldConfig
 from la_trt.model import MassQuery, QwenVL
 from la_trt.model.weights import load_model, save_pretrained
@@ -28,7 +29,7 @@ from la_trt.tags import ALL_TAGS, REFLECTION_OPEN
 from train.added_tokens import missing_tags, start_rows, write_with_tags
 from train.batch import Batch, collate
 from train.board import Board
-from train.checkpointing import load_state, save_state, seed_generators
+from train.checkpointing import fingerprint, load_state, save_state, seed_generators
 from train.coldstart import training_world
 from train.command import run
 from train.learner import Learner
@@ -36,7 +37,8 @@ from train.options import run_options, setting_options, with_settings
 from train.parallel import join
 from train.precision import fast_attention, keep_heap, slowness_note
 from train.presets_sft import PRESETS, SftConfig
-from train.progress import RunLog, forget_after
+from train.progress import RunLog, forget_after, skipped_rows
+from train.ranges import check_device
 from train.reinject import Turn, build_sequences
 from train.schedule import warmup_stable_decay
 from train.tasks import with_pixel_limit
@@ -67,6 +69,7 @@ class Trainer:
         own = "tokenizer" if join()[0] == 0 else f"tokenizer-{join()[0]}"
         model, self.processor, self.companions = prepare(ckpt, output / own)
         self.model_config = model.config
+        start = fingerprint(model)
         controls = self.processor.vocabulary.controls
         self.reflection_id = controls[REFLECTION_OPEN]
         rows = [controls[tag] for tag in ALL_TAGS] if config.optim.only_tag_rows else None
@@ -85,7 +88,11 @@ class Trainer:
         )[0]
         positions = [0] * self.trainee.world if plain is None else plain["positions"]
         self.turns = self._turns(data, images, world or training_world(), positions)
-        self.origin: dict[str, Any] = {"settings": fixed(config), "data": self.turns.fingerprint}
+        self.origin: dict[str, Any] = {
+            "settings": fixed(config),
+            "start": start,
+            "data": self.turns.fingerprint,
+        }
         if plain is not None:
             self._check(plain)
             self.trainee.load(state or {})
@@ -137,13 +144,17 @@ class Trainer:
 
     def _check(self, state: dict[str, Any]) -> None:
         """Raise UsageError where the state is of another run; FREE settings may differ."""
-        saved = state["origin"]
-        if saved == self.origin:
+        saved, now = state["origin"], self.origin
+        settings = saved["settings"]
+        differ = [name for name, value in now["settings"].items() if value != settings.get(name)]
+        if saved.get("start", now["start"]) != now["start"]:  # an older state does not say
+            differ.append("--ckpt")
+        if saved["data"] != now["data"]:
+            differ.append("data")
+        if not differ:
             return
-        now = self.origin["settings"]
-        differ = [name for name, value in now.items() if value != saved["settings"].get(name)]
         raise UsageError(
-            f"{self.path}: was begun with other {', '.join(differ) or 'data'}\n"
+            f"{self.path}: was begun with other {', '.join(differ)}\n"
             "give the same, or another output",
             name="E_STATE",
         )
@@ -318,6 +329,7 @@ def main(
     """Fine-tune on responses, with visual tokens put in before each <REFLECTION>."""
     try:
         config = with_settings(PRESETS[preset], values)
+        check_device(device)
         first = join()[0] == 0
         text = json.dumps(asdict(config) | {"world": asdict(read_world(world))}, indent=1)
         if first:
@@ -336,9 +348,12 @@ def main(
         total = trainer.num_steps
         if first:  # behind the checks: a refused run leaves the settings of the one before
             click.echo(f"{trainer.step} of {total} steps done", err=True)
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "sft_config.json").write_text(text + "\n", encoding="utf-8")
-        click.echo(sft(trainer))
+            with atomic_file(output / "sft_config.json") as file:
+                file.write(text.encode() + b"\n")
+        directory = sft(trainer)
+        if first and (note := skipped_rows(trainer.turns.skipped)):
+            click.echo(note, err=True)
+        click.echo(directory)
     except LookAgainError as error:
         click.echo(error.render(), err=True)
         raise SystemExit(error.exit_code) from None

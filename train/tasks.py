@@ -99,6 +99,7 @@ class FileTasks:
         self._reader = read_examples(
             path, images, seed=seed, start=position, epochs=None, require=("answer",)
         )
+        self._reader.refuse_empty()
         self._refused: Counter[str] = Counter()
         self.fingerprint = self._reader.fingerprint
 

@@ -34,6 +34,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from train.checkpointing import rng_state, set_rng_state
 from train.learner import Learner
 from train.parallel import join, join_alone
+from train.ranges import DECAY, POSITIVE, SHARE, at_least, check
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -60,6 +61,19 @@ class OptimConfig:
     train_vision: bool = False
     only_tag_rows: bool = True
     recompute: bool = False
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            lr=at_least(0),
+            beta1=DECAY,
+            beta2=DECAY,
+            eps=at_least(0),
+            weight_decay=at_least(0),
+            warmup_frac=SHARE,
+            decay_frac=SHARE,
+            max_norm=POSITIVE,
+        )
 
 
 class Trainee:

@@ -117,6 +117,7 @@ class FileTurns:
         self._reader = read_examples(
             path, images, seed=seed, start=position or share[0], epochs=None, require=("response",)
         )
+        self._reader.refuse_empty()
         self._refused: Counter[str] = Counter()
         self._end = end_token(processor)
         self._reflection = processor.vocabulary.token_id(REFLECTION_OPEN)

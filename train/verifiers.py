@@ -96,7 +96,14 @@ class CallableVerifier:
     function: Callable[[str, str, Example], Verdict | bool | str]
 
     def __call__(self, question: str, answer_text: str, example: Example) -> Verdict:
-        said = self.function(question, answer_text, example)
+        try:
+            said = self.function(question, answer_text, example)
+        except Exception as error:
+            raise InputError(
+                f"verifier {self.name!r}: {type(error).__name__}: {error} (question {example.id})\n"
+                "it is called with the question, the answer and the example",
+                name="E_VERIFIER",
+            ) from error
         if isinstance(said, Verdict):
             return said
         if isinstance(said, bool):

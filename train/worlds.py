@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from la_trt.errors import UsageError
 from la_trt.lookworld import WorldConfig
 from train.coldstart import training_world
-from train.rows import dials_of_text
+from train.rows import RowError, dials_of_text, typed_dials
 
 
 def read_world(settings: Sequence[str]) -> WorldConfig:
@@ -19,5 +20,7 @@ def read_world(settings: Sequence[str]) -> WorldConfig:
     values: dict[str, Any] = {}
     for text in settings:
         values |= dials_of_text(text)
-    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return replace(training_world(), **values | lists)
+    try:
+        return replace(training_world(), **typed_dials(values))
+    except RowError as error:
+        raise UsageError(str(error).removeprefix("lookworld: ")) from None

@@ -123,15 +123,26 @@ def _answer(asked: Sample, result: Result) -> Answer:
 
 
 def well_formed(text: str) -> bool:
-    """Whether SUMMARY, CAPTION, REASONING and CONCLUSION each stand once, in that order, with
-    nothing nested, overlapping or between them but REFLECTION (paper, section 3).
+    """Whether an answer has the response format (paper, section 2), which training rewards.
+
+    SUMMARY, CAPTION, REASONING and CONCLUSION stand once each, in that order, none of them
+    empty. REFLECTION stands anywhere between the first and the last of them, any number of
+    times, and may be empty. Nothing nests or overlaps; outside the sections there is white space
+    at most. The paper's text leaves open how often each section may stand and what may stand
+    outside them: this is the strict reading, which leaves nothing to be gained by repetition.
     """
     parsed = parse_tags(text)
-    if parsed.flaw:
+    sections = parsed.sections
+    if parsed.flaw or not sections:
         return False
-    names = [s.name for s in parsed.sections if s.name != "REFLECTION"]
-    covered = sum(s.end - s.start for s in parsed.sections)
-    return tuple(names) == _ORDER and covered == len(text.strip()) and bool(conclusion(text))
+    plain = [s for s in sections if s.name != "REFLECTION"]
+    if tuple(s.name for s in plain) != _ORDER or not all(s.body.strip() for s in plain):
+        return False
+    ends = [0, *(s.end for s in sections)]
+    starts = [*(s.start for s in sections), len(text)]
+    outside = "".join(text[a:b] for a, b in zip(ends, starts, strict=True))
+    inside = sections[0].name == _ORDER[0] and sections[-1].name == _ORDER[-1]
+    return inside and not outside.strip()
 
 
 def _scores(samples: Sequence[Sample], answers: Sequence[Answer]) -> dict[str, Any]:

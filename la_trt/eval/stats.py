@@ -55,13 +55,15 @@ class Metric:
     """A number made of sums. `scale`: what it is multiplied by in tables, 100 for percent.
 
     `categories`: those it rests on; None: all units alike. `needs`: a count of the questions
-    without which it says nothing, such as the positives of an F1.
+    without which it says nothing, such as the positives of an F1. `over`: a count of the units
+    that it rests on; None: every unit of its categories.
     """
 
     name: str
     of: Callable[[Sums], Array]
     categories: tuple[str, ...] | None = None
     needs: str | None = None
+    over: str | None = None
     scale: float = 100.0
 
 
@@ -241,5 +243,6 @@ def _bounds(values: Array, num: int) -> tuple[float | None, float | None]:
 
 
 def _count(units: Sequence[Unit], metric: Metric) -> int:
-    chosen = metric.categories
-    return sum(chosen is None or unit.category in chosen for unit in units)
+    chosen, over = metric.categories, metric.over
+    within = [unit for unit in units if chosen is None or unit.category in chosen]
+    return sum(over is None or unit.counts[over] > 0 for unit in within)

@@ -53,7 +53,12 @@ class WorldConfig:
     caption_error_frac: float = 0.2  # share of those whose caption holds the error already
 
     def __post_init__(self) -> None:
-        for width, height in self.sizes:
+        for size in self.sizes:
+            if not isinstance(size, tuple) or [type(side) for side in size] != [int, int]:
+                raise UsageError(
+                    f"world config sizes: expected whole numbers (width, height), got {size!r}"
+                )
+            width, height = size
             if width % CELL_PX or height % CELL_PX or min(width, height) < 3 * CELL_PX:
                 raise UsageError(
                     f"world config sizes: expected multiples of {CELL_PX} from {3 * CELL_PX} "
@@ -80,7 +85,8 @@ class WorldConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"world config {name}: expected 0..1, got {getattr(self, name)}")
         if len(self.family_weights) != len(FAMILIES) or not all(
-            0 <= weight < math.inf for weight in self.family_weights
+            isinstance(weight, (int, float)) and 0 <= weight < math.inf
+            for weight in self.family_weights
         ):
             raise UsageError(
                 f"world config family_weights: expected {len(FAMILIES)} numbers >= 0 in the order "

@@ -15,7 +15,7 @@ from la_trt.eval.items import IMAGE, DataSource, Item
 from la_trt.eval.suites.choice import MMBench, MMStar, rotations, spelt_options
 from la_trt.eval.suites.mathvision import MathVision, answer_matches
 from la_trt.eval.suites.mmmu import Mmmu, open_matches
-from tests.eval.scripted import concluded, picture, values_of
+from tests.eval.scripted import concluded, picture, report_of, values_of
 
 
 def lines(path: Path, rows: list[Any]) -> Path:
@@ -360,3 +360,32 @@ def test_a_question_is_told_from_another(encoded: str) -> None:
     )
     assert item().sha256 == same
     assert len({same, *(other.sha256 for other in others)}) == 6
+
+
+def test_scores_of_a_part_count_that_part(tmp_path: Path) -> None:
+    """A level that no problem has, or choices where all are open, say nothing and are left out."""
+    picture(tmp_path / "images" / "a.jpg")
+    picture(tmp_path / "a.png")
+    problems = [vision_row(1), vision_row(2, level=3), vision_row(3, level=3)]
+    vision = lines(tmp_path / "vision.jsonl", problems)
+    open_rows = [
+        mmmu_row(n, question_type="open", options="[]", answer=str(n)) for n in range(1, 3)
+    ]
+    for suite, path, expected in (
+        (MathVision(), vision, {"level 1": 1, "level 3": 2}),
+        (Mmmu(), lines(tmp_path / "open.jsonl", open_rows), {}),
+        (
+            Mmmu(),
+            lines(tmp_path / "both.jsonl", [*open_rows, mmmu_row(4)]),
+            {"multiple choice": 1},
+        ),
+    ):
+        loaded = suite.load(DataSource(data=path))
+        scores = report_of(suite, loaded, lambda item: concluded("12"))["scores"]
+        found = {
+            name.removeprefix("accuracy, "): score["num"]
+            for name, score in scores.items()
+            if "level" in name or "choice" in name
+        }
+        assert found == expected
+        assert scores["accuracy"]["num"] == len(loaded.items)

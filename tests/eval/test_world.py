@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from la_trt.eval.items import DataSource, Loaded
-from la_trt.eval.lookworld import EvalConfig, questions
+from la_trt.eval.lookworld import EvalConfig, questions, well_formed
 from la_trt.eval.suites.world import LookWorld
 from la_trt.lookworld import FAMILIES, WorldConfig, chair, chair_metrics, pope_metrics
 from tests.eval.scripted import concluded, values_of
@@ -86,3 +86,22 @@ def test_the_dials_change_the_questions() -> None:
     assert hashes[0] == [item.sha256 for item in longer.items]
     for other in hashes[1:]:
         assert not set(hashes[0]) & set(other)
+
+
+def test_the_format_that_is_reported_is_the_one_that_is_rewarded() -> None:
+    sections = ["<SUMMARY>s</SUMMARY>", "<CAPTION>c</CAPTION>", "<REASONING>r</REASONING>"]
+    look, end = "<REFLECTION></REFLECTION>", "<CONCLUSION>z</CONCLUSION>"
+    assert well_formed("".join([*sections, look, end]))
+    assert well_formed("\n\n".join([*sections, look, end]) + "\n")  # as LLaVA-CoT writes them
+    assert well_formed("".join([sections[0], look, look, *sections[1:], end]))
+    for text in (
+        "".join([look, *sections, end]),
+        "".join([*sections, end, look]),
+        "".join([*sections, "so", end]),
+        "".join([*sections, "<CONCLUSION> </CONCLUSION>"]),
+        "".join(["<SUMMARY></SUMMARY>", *sections[1:], end]),
+        "".join([*sections[:2], end]),
+        "".join([*sections, end, end]),
+        "",
+    ):
+        assert not well_formed(text), text

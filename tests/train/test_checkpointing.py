@@ -127,3 +127,33 @@ def test_a_killed_run_ends_as_one_that_was_not(tiny_checkpoint: Path, tmp_path: 
     ]
     assert told[0] == told[1] and [line["step"] for line in told[0]] == [1, 2, 3, 4, 5, 6]
     assert not list(killed.glob("*.part"))
+
+
+@pytest.mark.parametrize("limit", [1000, 100_000])
+def test_a_full_disk_is_told_and_leaves_the_older_state(tmp_path: Path, limit: int) -> None:
+    """In a process of its own whose files may have `limit` bytes: it stands for a full disk."""
+    code = f"""
+import resource, signal, sys, torch
+from train.checkpointing import load_state, save_state
+from train.journal import Journal
+from la_trt.errors import MachineError
+save_state(sys.argv[1], {{"step": 1}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    save_state(sys.argv[1], {{"step": 2, "w": torch.zeros(300_000)}})
+except MachineError as error:
+    print(error.name, error)
+assert load_state(sys.argv[1]) == {{"step": 1}}
+with Journal(__import__("pathlib").Path(sys.argv[1] + ".part"), {{}}) as journal:
+    try:
+        journal.append({{"text": "x" * 200_000}})
+    except MachineError as error:
+        print(error.name, error)
+"""
+    path = tmp_path / "state.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    for written in (path, tmp_path / "state.pt.part"):
+        assert f"E_WRITE {written}: cannot be written (File too large)" in done.stdout

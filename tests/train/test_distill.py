@@ -342,3 +342,44 @@ def test_digest_is_of_the_contents(tmp_path: Path) -> None:
 def test_format_alone_rejects_by_default() -> None:
     assert CONFIG.rules.veto == (FormatVerifier().name,)
     assert DistillConfig(veto="").rules.veto == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--veto", "formatt"], 2, "veto: no judge formatt\nexpected of format, caption"),
+        (["--seed", "-1"], 2, "seed: expected"),
+        (["--max-tokens", "99999999"], 2, "max_tokens: expected fewer than"),
+        (["--verifier", "math:sqrt"], 3, "error[E_VERIFIER]: verifier 'math:sqrt': TypeError"),
+    ],
+)
+def test_what_would_judge_otherwise_than_asked_is_refused(
+    flags: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    data: Path,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def answered(self: Asker, examples: Sequence[Example], first: int) -> list[Result | str]:
+        return [result("<SUMMARY>s</SUMMARY>") for _ in examples]
+
+    monkeypatch.setattr(Asker, "__call__", answered)
+    arguments = ["--ckpt", str(tiny_checkpoint), "--data", str(data)]
+    output = tmp_path / "zero.jsonl"
+    assert run(main, [*arguments, "--output", str(output), "--num", "1", *flags]) == code
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+    assert not output.exists()
+
+
+def test_a_file_without_rows_is_refused(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    output = tmp_path / "zero.jsonl"
+    arguments = ["--ckpt", str(tiny_checkpoint), "--data", str(tmp_path / "empty.jsonl")]
+    assert run(main, [*arguments, "--output", str(output)]) == 3
+    assert "error[E_DATA]" in capsys.readouterr().err and not output.exists()

@@ -24,6 +24,7 @@ from la_trt.session import GenerationOptions, Session
 from la_trt.tags import ALL_TAGS
 from tests.tiny import write_tiny_checkpoint
 from train.batch import collate
+from train.checkpointing import fingerprint
 from train.learner import Learner
 from train.presets_sft import PRESETS, DataConfig, LookConfig, RunConfig, SftConfig
 from train.reinject import build_sequences
@@ -268,6 +269,9 @@ def test_a_run_leaves_a_checkpoint_and_its_story(tiny_checkpoint: Path, tmp_path
 
 def test_a_checkpoint_without_tags_gets_them(tmp_path: Path) -> None:
     ckpt = write_tiny_checkpoint(tmp_path / "ckpt", tags=(), vocab_size=400)
+    # What newer libraries look at first, where a released checkpoint has it.
+    listed = {"added_tokens_decoder": {"5": {"content": "<|im_end|>", "special": True}}}
+    (ckpt / "tokenizer_config.json").write_text(json.dumps(listed))
     trainer = make(ckpt, tmp_path / "out")
     controls = trainer.processor.vocabulary.controls
     before = load_model(ckpt).model.embed_tokens.weight
@@ -278,6 +282,11 @@ def test_a_checkpoint_without_tags_gets_them(tmp_path: Path) -> None:
     assert trainer.train_step()["injected_tokens"] > 0
     directory = sft(trainer)
     assert Processor.from_pretrained(directory).vocabulary.controls == controls
+    decoder = json.loads((directory / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert decoder.pop("5") == listed["added_tokens_decoder"]["5"]
+    assert {int(i): entry["content"] for i, entry in decoder.items()} == {
+        controls[tag]: tag for tag in ALL_TAGS
+    }
     full = write_tiny_checkpoint(tmp_path / "full", tags=())
     with pytest.raises(CheckpointError, match="rows"):
         make(full, tmp_path / "no")
@@ -310,3 +319,48 @@ def test_settings_that_cannot_be(tiny_checkpoint: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="world"):
         read_world(["unknown=1"])
+
+
+def test_another_checkpoint_does_not_go_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    trainer = make(tiny_checkpoint, tmp_path / "out")
+    trainer.train_step()
+    trainer.save()
+    other = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    larger = write_tiny_checkpoint(tmp_path / "larger", vocab_size=400)
+    for ckpt in (other, larger):
+        with pytest.raises(UsageError, match=r"was begun with other --ckpt\n") as caught:
+            make(ckpt, tmp_path / "out")
+        assert caught.value.name == "E_STATE"
+    state = torch.load(trainer.path, weights_only=True)
+    del state["origin"]["start"]  # as older versions wrote it
+    torch.save(state, trainer.path)
+    assert make(tiny_checkpoint, tmp_path / "out").step == 1
+
+
+def test_the_start_is_known_again_by_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    model, threads = torch.nn.Linear(2048, 2048), torch.get_num_threads()
+    found = set()
+    try:
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            found.add(fingerprint(model))
+            assert torch.get_num_threads() == num
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
+def test_skipped_rows_are_told_by_reason(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    data = _rows(tmp_path, [1, 1])
+    data.write_bytes(data.read_bytes() + b'{"id": "3", "image":\n')
+    arguments = [
+        *("--ckpt", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--data", str(data)),
+        *("--steps", "1", "--global-batch", "3", "--micro-batch", "1", "--dtype", "float32"),
+    ]
+    done = CliRunner().invoke(main, [*arguments, "--max-length", "2000"])
+    assert done.exit_code == 0, done.output
+    assert "rows skipped since this start: broken JSON " in done.output
+    data.write_bytes(b"\n")
+    empty = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "none")])
+    assert empty.exit_code == 3 and "no rows" in empty.output

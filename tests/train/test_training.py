@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,3 +268,45 @@ def test_a_run_with_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None
             exported.append((checkpoint / "model.safetensors").read_bytes())
     once, after_two, after_four = exported
     assert once == after_four != after_two
+
+
+def test_a_first_stage_killed_while_it_saves_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torn save never takes the place of the whole one before."""
+    first = PretrainConfig(steps=2, batch=2, warmup=1, save_every=1, num_validation=1)
+    whole = pretrain(first, tmp_path / "whole").read_bytes()
+    save, calls = torch.save, []
+
+    def torn(state: object, file: Any) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            if isinstance(file, (str, Path)):
+                Path(file).write_bytes(whole[:1000])
+            raise KeyboardInterrupt
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(first, tmp_path / "killed")
+    monkeypatch.undo()
+    ended = torch.load(pretrain(first, tmp_path / "killed"), weights_only=True)
+    wanted = torch.load(tmp_path / "whole" / "pretrain.pt", weights_only=True)
+    assert ended["step"] == wanted["step"] == 2
+    for name, value in wanted["weights"]["masters"].items():
+        assert torch.equal(ended["weights"]["masters"][name], value), name
+
+
+def test_a_stage_killed_before_its_export_exports_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TRIAL, steps=2, save_every=2)
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.coldstart.export", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sft(config, tmp_path, None)
+    monkeypatch.undo()
+    assert (sft(config, tmp_path, None) / "model.safetensors").is_file()

@@ -62,7 +62,12 @@ class MathVision:
     def metrics(self, categories: Sequence[str]) -> list[Metric]:
         headline, *rest = accuracy_metrics(categories)
         levels = [
-            Metric(name=f"accuracy, level {level}", of=_at_level(level))
+            Metric(
+                name=f"accuracy, level {level}",
+                of=_at_level(level),
+                needs=f"n{level}",
+                over=f"n{level}",
+            )
             for level in range(1, _LEVELS + 1)
         ]
         return [headline, *levels, *rest]

@@ -69,7 +69,10 @@ class Mmmu:
     def metrics(self, categories: Sequence[str]) -> list[Metric]:
         headline, *rest = accuracy_metrics(categories)
         choice = Metric(
-            name="accuracy, multiple choice", of=lambda s: s.ratio("choice_right", "choice")
+            name="accuracy, multiple choice",
+            of=lambda s: s.ratio("choice_right", "choice"),
+            needs="choice",
+            over="choice",
         )
         return [headline, choice, *rest]
 
