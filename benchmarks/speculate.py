@@ -6,7 +6,7 @@ The answers are the shipped model's to questions of LookWorld. Without --engine 
 with its pictures and copies; with one, that engine is made to say the same tokens behind a prompt
 of --context random ones, so that a model of another shape is timed at guesses that come true as
 often as these. `cold` has this answer alone to guess from, `learned` the answers to --learn other
-questions as well; `wrong` guesses always and never right: the most that guessing can cost. Every
+questions as well; `wrong` knows a wrong one always: the most that guessing can cost. Every
 answer is compared with the one without guesses, log-probabilities too, bit for bit. Ends with one
 JSON line.
 """
@@ -93,7 +93,7 @@ class WrongDrafter(NgramDrafter):
         super().__init__(num_tokens)
         self._answer = answer
 
-    def guess(self, tokens: Sequence[int], count: int) -> list[int]:
+    def _find(self, tokens: Sequence[int], count: int) -> list[int]:
         """As many as asked for, all of them wrong."""
         return [t - 1 if t else 1 for t in self._answer[len(tokens) : len(tokens) + count]]
 

@@ -252,9 +252,11 @@ class Batch:
     def _accept(self, parts: Sequence[_Part], output: StepOutput) -> list[Event]:
         """The events of a step; what ran for guesses that were wrong is forgotten."""
         events: list[Event] = []
-        wrong: Counter[int] = Counter()  # guesses, by slot
+        guessed: Counter[int] = Counter()  # by slot
+        wrong: Counter[int] = Counter()
         for b, part in enumerate(parts):
             state = part.state
+            guessed[state.slot] += part.guess is not None
             if part.guess is not None and (wrong[state.slot] or not state.follow(part.guess)):
                 wrong[state.slot] += 1
             elif part.ends:
@@ -262,11 +264,11 @@ class Batch:
                 drawn = output.drawn[b] if output.drawn else None
                 got = output.logits[b] if drawn is None else drawn
                 events += state.accept(got, mass if state.wants_mass else None)
-        for slot, count in wrong.items():
-            self._engine.truncate(slot, self._engine.length(slot) - count)
-        if self._drafter is not None:
-            guesses = sum(part.guess is not None for part in parts)
-            self._drafter.count(guesses, guesses - wrong.total())
+        for slot, count in guessed.items():
+            if count and self._drafter is not None:
+                self._drafter.count(count, count - wrong[slot])
+            if wrong[slot]:
+                self._engine.truncate(slot, self._engine.length(slot) - wrong[slot])
         return events
 
     def _draws(self, parts: Sequence[_Part]) -> tuple[Draw | None, ...]:

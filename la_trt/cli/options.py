@@ -145,7 +145,7 @@ def speculate_option(function: Callable[P, R]) -> Callable[P, R]:
         default=0,
         metavar="N",
         help="Tokens to guess ahead in a step, out of this answer and earlier ones, while few "
-        "sequences run; answers stay the same. 2 suits two cores. Native engine alone; 0: none.",
+        "sequences run; answers stay the same. 3 suits two cores. Native engine alone; 0: none.",
     )(function)
 
 

@@ -35,7 +35,9 @@ class Metrics:
             "kv_cache_usage_perc", "Share of the KV positions that running sequences use, 0 to 1."
         )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, cached ones included.")
-        self.generation_tokens = self._counter("generation_tokens", "Generated tokens.")
+        self.generation_tokens = self._counter(
+            "generation_tokens", "Generated tokens of finished answers."
+        )
         self.prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
         self.prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the cache.")
         self.drafted = self._counter("spec_decode_num_draft_tokens", "Tokens guessed ahead.")

@@ -82,6 +82,29 @@ def test_the_oldest_contexts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> N
     assert drafter.guess([4, 5], 1) == [6] and drafter.guess([13, 14], 1) == [15]
 
 
+def test_guesses_that_never_come_true_are_made_rarely_until_they_do() -> None:
+    drafter = NgramDrafter(2)
+    said = [1, 2, 3, 4]
+    for n in range(1, 5):
+        drafter.learn(said[:n])
+
+    def guesses(num: int, came_true: int) -> int:
+        made = 0
+        for _ in range(num):
+            found = drafter.guess([1, 2], 1)
+            made += bool(found)
+            if found:
+                drafter.count(1, came_true)
+        return made
+
+    # (15 / 16)**22 < 1 / 4: after 22 wrong ones in a row one in eight.
+    assert guesses(22, 0) == 22 and guesses(80, 0) == 10
+    again = guesses(8 * 20, 1)
+    assert 80 < again < 160, "they come true: soon all are made again"
+    assert guesses(50, 1) == 50
+    assert (drafter.num_drafted, drafter.num_accepted) == (32 + again + 50, again + 50)
+
+
 def test_an_engine_that_takes_no_guesses_is_told_of() -> None:
     with pytest.warns(UserWarning, match="speculate has no effect: engine 'mock'"):
         session = Session(MockEngine(script=lambda _: EOS), ByteTokens(), speculate=2)
