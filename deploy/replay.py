@@ -25,26 +25,31 @@ class Replay:
 
     def __init__(self) -> None:
         self.started = False
+        self._held: list[Message] = []  # of an answer that is not streamed
         self._sent: dict[int, list[Any]] = {}
         self._seen: dict[int, int] = {}
         self._head: dict[str, Any] = {}
 
     def again(self) -> None:
         """A new attempt begins."""
-        self._seen = {}
+        self._seen, self._held = {}, []
 
     def take(self, message: Message) -> Iterator[Message]:
         """What of a replica's message the client is to get. Raises Diverged."""
         if message["type"] == "http.response.start":
-            if not self.started:
+            if not _is_stream(message):
+                if self.started:
+                    raise Diverged
+                self._held = [message]
+            elif not self.started:
                 self.started = True
-                self._streams = _is_stream(message)
                 yield message
-            elif not _is_stream(message):
-                raise Diverged
             return
-        if not self._streams:
-            yield message
+        if self._held:
+            self._held.append(message)
+            if not message.get("more_body", False):
+                self.started = True
+                yield from self._held
             return
         kept = b"".join(self._events(message.get("body", b"")))
         if kept or not message.get("more_body", False):

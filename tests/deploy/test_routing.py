@@ -150,6 +150,19 @@ def test_an_answer_that_is_not_streamed_passes_as_it_is() -> None:
     assert [k for m in (start, body) for k in replay.take(m)] == [start, body]
 
 
+def test_an_answer_that_is_not_streamed_begins_when_it_is_whole() -> None:
+    """A replica that dies behind its headers, or in its body, has said nothing yet."""
+    replay = Replay()
+    start = {**START, "headers": [(b"content-type", b"application/json")]}
+    half = {"type": "http.response.body", "body": b'{"id"', "more_body": True}
+    rest = {"type": "http.response.body", "body": b": 1}", "more_body": False}
+    for lost in ([start], [start, half]):
+        assert [k for m in lost for k in replay.take(m)] == [] and not replay.started
+        replay.again()
+    whole = [start, half, rest]
+    assert [k for m in whole for k in replay.take(m)] == whole and replay.started
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> str:
     (tmp_path / "bundle.json").write_text("{}")

@@ -158,8 +158,10 @@ def test_rows_together_change_nothing(weights: Format, tmp_path: Path) -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("weights", "kv_dtype"),
+    [*((w, "float32") for w in ("float32", "bfloat16", "int8")), *(("int4", k) for k in KV_DTYPES)],
+)
 @pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "amx"])
 def test_guesses_change_no_bit(isa: str, weights: Format, kv_dtype: str, tmp_path: Path) -> None:
     """Tokens of one sequence in one step, behind another's chunk, and the same one by one."""

@@ -192,7 +192,7 @@ def plain(event: Event) -> Any:
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("max_len", [1000, 75])
 def test_guesses_change_nothing_but_the_number_of_steps(name: str, max_len: int) -> None:
-    options = make_options(**{"max_tokens": 50, **POLICIES[name]})
+    options = make_options(**{"max_tokens": 40, **POLICIES[name]})
     plainly = outcome(0, options, max_len=max_len, prompts=3)
     for num_guesses in (1, 5):
         events, kv, steps, session = outcome(num_guesses, options, max_len=max_len, prompts=3)
