@@ -37,12 +37,12 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            kinds = (int, np.integer) if f.name in ("top_k", "seed") else (int, float, np.number)
+            whole = f.name in ("top_k", "seed")
+            kinds = (int, np.integer) if whole else (int, float, np.number)
             # A Python integer is finite, and may be too large for a float.
             finite = isinstance(value, int) or (isinstance(value, kinds) and math.isfinite(value))
             if isinstance(value, bool) or not isinstance(value, kinds) or not finite:
-                what = "an integer" if len(kinds) == 2 else "a finite number"
-                raise _refused(f.name, what, value)
+                raise _refused(f.name, "an integer" if whole else "a finite number", value)
         if not 0 <= self.temperature <= 100:
             raise _refused("temperature", "a number from 0 to 100", self.temperature)
         if not 0 <= self.top_k < 1 << 31:

@@ -36,7 +36,7 @@ from train.journal import Journal
 from train.lookworld_rules import lookworld_verifiers
 from train.options import config_options
 from train.progress import RunLog
-from train.ranges import SEED, check
+from train.ranges import SEED, at_least, check
 from train.reflections import load_callable
 from train.rows import world_of_text
 from train.tasks import SEED_STRIDE
@@ -72,12 +72,10 @@ class DistillConfig:
     reasoning_length: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("num", "batch", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        one = at_least(1)
+        check(self, num=one, batch=one, max_tokens=one, seed=SEED)
         if self.split not in ("train", "validation"):
             raise UsageError(f"split: expected train or validation, got {self.split!r}")
-        check(self, seed=SEED)
         WorldConfig(reasoning_length=self.reasoning_length)
         if self.first < 0 or self.first + self.num > SEED_STRIDE:
             raise UsageError(

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from prometheus_client import Counter
+
 from la_trt.batch import Batch, NotStarted, Request
 from la_trt.errors import MachineError
 from la_trt.events import DoneEvent, Event
@@ -65,9 +67,8 @@ class EngineLoop:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._counted = (0, 0)
         self._drafter = session.drafter
-        self._counted_guesses = (0, 0)
+        self._counted: dict[Counter, int] = {}
         self._num_failures = 0  # of steps since the last that went well
 
     def start(self) -> None:
@@ -203,15 +204,16 @@ class EngineLoop:
         self._metrics.running.set(self._batch.num_running)
         self._metrics.kv_usage.set(self._batch.kv_tokens / self._kv_positions)
         if self._prefix is not None:
-            queried, reused = self._prefix.num_queried, self._prefix.num_reused
-            self._metrics.prefix_queries.inc(queried - self._counted[0])
-            self._metrics.prefix_hits.inc(reused - self._counted[1])
-            self._counted = (queried, reused)
+            self._count(self._metrics.prefix_queries, self._prefix.num_queried)
+            self._count(self._metrics.prefix_hits, self._prefix.num_reused)
         if self._drafter is not None:
-            drafted, accepted = self._drafter.num_drafted, self._drafter.num_accepted
-            self._metrics.drafted.inc(drafted - self._counted_guesses[0])
-            self._metrics.accepted.inc(accepted - self._counted_guesses[1])
-            self._counted_guesses = (drafted, accepted)
+            self._count(self._metrics.drafted, self._drafter.num_drafted)
+            self._count(self._metrics.accepted, self._drafter.num_accepted)
+
+    def _count(self, counter: Counter, total: int) -> None:
+        """Let a counter of this loop's alone stand at `total`."""
+        counter.inc(total - self._counted.get(counter, 0))
+        self._counted[counter] = total
 
 
 def stopped() -> ApiError:
