@@ -199,15 +199,14 @@ def read_text_file(path: Path, max_bytes: int, *, name: str = "E_JSON") -> str:
     safe_file(path.parent, path.name)
     try:
         size = path.stat().st_size
-        if size > max_bytes:
-            raise CheckpointError(
-                f"{path}: {size} bytes, more than the {max_bytes} allowed", name="E_TOO_LARGE"
-            )
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if size <= max_bytes else ""
     except (ValueError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path}: not readable text ({error})", name=name) from None
+    if size > max_bytes:
+        raise CheckpointError(
+            f"{path}: {size} bytes, more than the {max_bytes} allowed", name="E_TOO_LARGE"
+        )
+    return text
 
 
 def _symbol_bytes(token: str) -> bytes:
