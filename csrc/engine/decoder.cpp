@@ -111,12 +111,15 @@ void Decoder::attend(const DecoderStep& step, int layer) {
     std::vector<AttentionTask> tasks;
     int token = 0, most = 0;
     float* mass = mass_.data();
+    const bool last_layer = layer == c.num_layers - 1;
     for (const Sequence& s : step.sequences) {
+        const bool asked = s.logits != nullptr || s.mass != nullptr;
+        const int unread = last_layer ? s.count - (asked ? 1 : 0) : 0;
         const KvSlot cache = layer_cache(s.slot, layer);
         const float* qkv = qkv_.data() + token * ldq;
         runtime_.kernels().kv_write({cache, qkv + k_at, qkv + v_at, s.count, s.past, ldq});
         for (int head = 0; head < c.num_kv_heads; ++head) {
-            for (int first = 0; first < s.count; first += kTokensPerTask) {
+            for (int first = unread; first < s.count; first += kTokensPerTask) {
                 const int count = std::min(kTokensPerTask, s.count - first);
                 const bool last = s.mass != nullptr && first + count == s.count;
                 tasks.push_back({&s, head, token, first, count, last ? mass : nullptr});
@@ -176,28 +179,37 @@ void Decoder::forward(const DecoderStep& step) {
                                        ldx});
         });
         attend(step, i);
-        runtime_.linear(layer.o, heads, step.num_tokens, x, true);
-        runtime_.rms_norm(x, layer.post_norm, normed, step.num_tokens, c.width, c.eps);
-        runtime_.linear(layer.gate_up, normed, step.num_tokens, gate_up);
-        runtime_.swiglu(gate_up, gated, step.num_tokens, c.ffn);
-        runtime_.linear(layer.down, gated, step.num_tokens, x, true);
+        const int rows = i + 1 < c.num_layers ? step.num_tokens : keep_asked(step);
+        if (rows == 0) break;
+        runtime_.linear(layer.o, heads, rows, x, true);
+        runtime_.rms_norm(x, layer.post_norm, normed, rows, c.width, c.eps);
+        runtime_.linear(layer.gate_up, normed, rows, gate_up);
+        runtime_.swiglu(gate_up, gated, rows, c.ffn);
+        runtime_.linear(layer.down, gated, rows, x, true);
     }
     finish(step);
 }
 
+int Decoder::keep_asked(const DecoderStep& step) {
+    const size_t width = static_cast<size_t>(config_.width),
+                 heads = static_cast<size_t>(config_.num_heads) * config_.head_dim;
+    size_t token = 0, kept = 0;
+    for (const Sequence& s : step.sequences) {
+        token += static_cast<size_t>(s.count);
+        if (s.logits == nullptr) continue;
+        std::memmove(&x_[kept * width], &x_[(token - 1) * width], width * sizeof(float));
+        std::memmove(&heads_[kept * heads], &heads_[(token - 1) * heads], heads * sizeof(float));
+        ++kept;
+    }
+    return static_cast<int>(kept);
+}
+
 void Decoder::finish(const DecoderStep& step) {
     const DecoderConfig& c = config_;
-    const size_t width = static_cast<size_t>(c.width);
     std::vector<float*> out;
-    int token = 0;
     const float* mass = mass_.data();
     for (const Sequence& s : step.sequences) {
-        token += s.count;
-        if (s.logits != nullptr) {
-            std::memmove(x_.data() + out.size() * width, x_.data() + (token - 1) * width,
-                         width * sizeof(float));
-            out.push_back(s.logits);
-        }
+        if (s.logits != nullptr) out.push_back(s.logits);
         if (s.mass == nullptr) continue;
         const int keys = s.past + s.count;
         const float share = 1.0f / static_cast<float>(c.num_layers * c.num_heads);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,44 @@ def test_long_prefill_runs_in_pieces(tmp_path: Path) -> None:
     got = native.forward(text_step(slots[0], ids, 0)).logits
     expected = torch_engine.forward(text_step(slots[1], ids, 0)).logits
     np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("weights", ["float32", "int4"])
+def test_what_is_not_asked_for_changes_nothing(weights: Format, tmp_path: Path) -> None:
+    """The last layer leaves out tokens whose output nobody reads."""
+    engine = make_native_engine(random_model(2), tmp_path, decoder=weights)
+    width, vocab = engine.config.text.head_dim // 2, engine.config.text.vocab_size
+    counts = (9, 70, 5, 66)
+    ids = np.random.default_rng(0).integers(0, vocab, sum(counts))
+    angles = np.concatenate([np.outer(np.arange(n), np.linspace(1, 0.1, width)) for n in counts])
+
+    def run(asked: Sequence[tuple[bool, bool]]) -> list[tuple[Any, ...]]:
+        """Logits, mass, keys and values of each sequence, `asked` for the first and the second."""
+        slots = [engine.alloc(n) for n in counts]
+        outs = [
+            [
+                np.empty(size, np.float32) if a else None
+                for a, size in zip(pair, (vocab, n), strict=True)
+            ]
+            for pair, n in zip(asked, counts, strict=True)
+        ]
+        sequences = [(s, 0, n, *out) for s, n, out in zip(slots, counts, outs, strict=True)]
+        cos, sin = (np.asarray(f(angles), np.float32) for f in (np.cos, np.sin))
+        engine._decoder.forward(ids, None, None, cos, sin, sequences)
+        for slot, n in zip(slots, counts, strict=True):
+            engine._slots.grow(slot, n)
+        found = [(*out, *engine.read_kv(slot)) for out, slot in zip(outs, slots, strict=True)]
+        for slot in slots:
+            engine.free(slot)
+        return found
+
+    everything = run([(True, True)] * 4)
+    some = [(False, False), (True, False), (False, True), (True, True)]
+    for asked in (some, [(False, False)] * 4):
+        for pair, got, expected in zip(asked, run(asked), everything, strict=True):
+            for wanted, one, other in zip((*pair, True, True), got, expected, strict=True):
+                if wanted:
+                    np.testing.assert_array_equal(one, other)
 
 
 def test_the_environment_caps_the_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
