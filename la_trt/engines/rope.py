@@ -10,9 +10,10 @@ from la_trt.engines.base import FloatArray, IntArray
 
 
 def inverse_frequencies(theta: float, dim: int) -> FloatArray:
-    """(dim / 2,) float32: theta ** (-2 i / dim)."""
+    """(dim / 2,) float32: theta ** (-2 i / dim), its power rounded once from double."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.asarray(np.float32(1) / np.float32(theta) ** exponents, np.float32)
+    power = np.float64(np.float32(theta)) ** exponents.astype(np.float64)
+    return np.asarray(np.float32(1) / power.astype(np.float32), np.float32)
 
 
 def mrope_tables(position_ids: IntArray, text: TextConfig) -> tuple[FloatArray, FloatArray]:
