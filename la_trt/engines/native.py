@@ -21,7 +21,7 @@ from la_trt.engines.base import (
     check_step,
     past_lengths,
 )
-from la_trt.engines.rope import inverse_frequencies, mrope_tables
+from la_trt.engines.rope import mrope_tables, shift_tables
 from la_trt.engines.slots import SlotTable
 from la_trt.engines.vision_layout import vision_layout
 from la_trt.errors import BundleError, MachineError, UsageError
@@ -197,14 +197,9 @@ class NativeEngine:
             return
         self._slots.check_copies(slot, source_index)
         text = self._config.text
-        angle = delta * inverse_frequencies(text.rope_theta, text.head_dim).astype(np.float64)
-        self._decoder.kv_reinject(
-            slot,
-            np.ascontiguousarray(source_index, np.int64),
-            start,
-            np.cos(angle).astype(np.float32),
-            np.sin(angle).astype(np.float32),
-        )
+        cos, sin = shift_tables(delta, text.rope_theta, text.head_dim)
+        source = np.ascontiguousarray(source_index, np.int64)
+        self._decoder.kv_reinject(slot, source, start, cos, sin)
         self._slots.grow(slot, count)
 
     def alloc(self, capacity: int) -> int:

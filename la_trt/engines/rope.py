@@ -27,8 +27,17 @@ def mrope_tables(position_ids: IntArray, text: TextConfig) -> tuple[FloatArray, 
     return cos_sin(position_ids[section].T.astype(np.float32) * inverse)
 
 
-def cos_sin(angles: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """cos and sin of float32 angles, rounded once from double: the same bits as in `liblatrt`.
+def shift_tables(delta: int, theta: float, dim: int) -> tuple[FloatArray, FloatArray]:
+    """cos and sin (dim / 2,) that move keys by `delta` positions in t, h and w alike.
+
+    Rotary pair (i, i + dim / 2) turns by delta * theta_i: one rotation whatever the M-RoPE
+    sections, since all three positions shift by the same (docs/architecture.md, Looking again).
+    """
+    return cos_sin(delta * inverse_frequencies(theta, dim).astype(np.float64))
+
+
+def cos_sin(angles: FloatArray | NDArray[np.float64]) -> tuple[FloatArray, FloatArray]:
+    """cos and sin of angles, rounded once from double: the same bits as in `liblatrt`.
 
     NumPy's float32 functions are off by a last bit now and then, which turns codes of quantised
     activations, and so an answer in 25 of 160 tokens.
@@ -38,14 +47,9 @@ def cos_sin(angles: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def rotate_keys(key_KND: FloatArray, delta: int, theta: float) -> FloatArray:
-    """Keys moved by `delta` positions in t, h and w alike.
-
-    Rotary pair (i, i + D / 2) turns by delta * theta_i: one rotation whatever the M-RoPE
-    sections, since all three positions shift by the same (docs/architecture.md, Looking again).
-    """
+    """Keys moved by `delta` positions (`shift_tables`)."""
     dim = key_KND.shape[-1]
-    angle = np.float64(delta) * inverse_frequencies(theta, dim).astype(np.float64)
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    cos, sin = shift_tables(delta, theta, dim)
     first, second = key_KND[..., : dim // 2], key_KND[..., dim // 2 :]
     out: NDArray[np.float32] = np.empty_like(key_KND)
     out[..., : dim // 2] = first * cos - second * sin

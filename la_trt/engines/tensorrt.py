@@ -24,7 +24,7 @@ from la_trt.engines.base import EngineLimits, FloatArray, IntArray
 from la_trt.engines.cuda import Device, cuda_runtime
 from la_trt.engines.cuda_timing import StageTime, StageTimer
 from la_trt.engines.onnx_vision import VisionRunner
-from la_trt.engines.rope import inverse_frequencies
+from la_trt.engines.rope import shift_tables
 from la_trt.engines.rows import RowEngine
 from la_trt.engines.slots import SlotTable
 from la_trt.engines.tensorrt_calls import KernelCalls
@@ -154,9 +154,9 @@ class TensorRTEngine(RowEngine):
         if not count:
             return
         text = self._config.text
-        angle = delta * inverse_frequencies(text.rope_theta, text.head_dim).astype(np.float64)
+        tables = shift_tables(delta, text.rope_theta, text.head_dim)
         with self._timer.stage("kv_reinject"):
-            indices, cos, sin = self._copies.upload(source_index, np.cos(angle), np.sin(angle))
+            indices, cos, sin = self._copies.upload(source_index, *tables)
             kv = self._decoder.kv
             scales = zip(kv("key_scale"), kv("value_scale"), strict=True)
             self._calls.kv_reinject(

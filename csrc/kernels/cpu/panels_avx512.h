@@ -125,6 +125,7 @@ void pack_block(const int8_t* const* rows, PanelBlock& to) {
         _mm512_storeu_si512(to.codes[2 * half], i[half]);
         _mm512_storeu_si512(to.codes[kGroups + 2 * half], j[half]);
         // 8 lanes of each group, the direct ones first.
+        static_assert(kDirect <= 2);
         const auto direct = static_cast<__mmask16>(half == 0 ? (1 << 8 * kDirect) - 1 : 0);
         const Bytes factor =
             _mm512_mask_mov_epi32(_mm512_xor_si512(i[half], flip), direct, _mm512_set1_epi8(8));
