@@ -6,6 +6,7 @@ string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" LATRT_VERSION "${LATRT_VERSION_LIN
 add_library(latrt_runtime STATIC
   csrc/runtime/bundle.cpp
   csrc/runtime/config.cpp
+  csrc/runtime/drafter.cpp
   csrc/runtime/image.cpp
   csrc/runtime/json.cpp
   csrc/runtime/model.cpp

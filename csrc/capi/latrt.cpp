@@ -130,6 +130,7 @@ latrt::SessionOptions options_of(const latrt_session_options* given) {
     }
     out.stop_token_ids = list(o.stop_token_ids, o.num_stop_token_ids, "stop_token_ids: null");
     out.forced = list(o.forced, o.num_forced, "forced: null");
+    out.speculate = o.speculate;
     out.ignore_eos = o.ignore_eos != 0, out.masses = o.masses != 0;
     return out;
 }
@@ -420,6 +421,7 @@ latrt_status latrt_get_result(latrt_session* session, latrt_result* result) {
         result->vision_ms = r.clock.vision_ms, result->prefill_ms = r.clock.prefill_ms;
         result->decode_ms = r.clock.decode_ms, result->reinject_ms = r.clock.reinject_ms;
         result->num_masses = r.step_masses.size();
+        result->num_drafted = r.num_drafted, result->num_accepted = r.num_accepted;
     });
 }
 

@@ -48,6 +48,7 @@ struct Result {
     std::vector<Event> reinjections;
     std::vector<std::vector<float>> step_masses;  // of each generated token that was forwarded
     int64_t prompt_tokens = 0, visual_tokens = 0, num_reflections = 0;
+    int64_t num_drafted = 0, num_accepted = 0;  // guesses, and those that came true
     Clock clock;
 };
 

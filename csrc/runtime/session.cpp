@@ -11,6 +11,7 @@ namespace latrt {
 namespace {
 
 constexpr size_t kTokensAtOnce = 256;
+constexpr int64_t kDraftRows = 4;  // as la_trt/engines/native.py: beyond these a row costs much
 
 double now_ms() {
     const auto time = std::chrono::steady_clock::now().time_since_epoch();
@@ -39,6 +40,8 @@ void SessionOptions::check() const {
     if (sample < 0) refuse(Status::usage, "E_OPTION", "sample: expected an integer >= 0");
     if (reserve_tokens < 0 || reserve_tokens > 1 << 30)
         refuse(Status::usage, "E_OPTION", "reserve_tokens: expected an integer >= 0");
+    if (speculate < 0 || speculate > kMaxSpeculate)
+        refuse(Status::usage, "E_OPTION", "speculate: expected 0 to 16 tokens");
     if (stop.size() > 4) refuse(Status::usage, "E_OPTION", "stop: at most 4 strings");
     for (const std::string& text : stop) {
         const size_t size = decode_utf8(text).size();
@@ -73,6 +76,8 @@ void Session::reset(SessionOptions options) {
             refuse(Status::usage, "E_OPTION",
                    "forced: token ids must be below " + std::to_string(vocab_size));
     }
+    if (options.speculate && !drafter_) drafter_ = std::make_unique<Drafter>();
+    if (!options.speculate) drafter_.reset();
     if (decoder_->fits(0, 0)) decoder_->free(0);
     started_ = false;
     options_ = std::move(options);
@@ -83,6 +88,7 @@ void Session::reset(SessionOptions options) {
     entropy_ = 0, length_ = 0, next_position_ = 0, num_visual_ = 0;
     fired_at_ = -1, num_injected_ = 0;
     given_.reset(), reinject_.reset();
+    guesses_.clear(), num_drafted_ = 0;
     sampler_.reset(), select_random_.reset(), stream_.reset();
     logits_.clear(), mass_.clear();
     result_ = {};
@@ -133,6 +139,7 @@ void Session::start() {
     select_random_.emplace(std::vector<uint64_t>{static_cast<uint64_t>(options_.sampling.seed),
                                                  static_cast<uint64_t>(options_.sample), 1});
     stream_.emplace(options_.stop);
+    if (drafter_) drafter_->begin();
     see();
     result_.prompt_tokens = length, result_.visual_tokens = num_visual_;
     started_ = true;
@@ -181,10 +188,12 @@ bool Session::step(std::vector<Event>& events) {
     if (result_.finish != Finish::none) return false;
     if (!started_) start();
     try {
-        const double started = now_ms();
-        prepare();
-        forward();
-        spend(now_ms() - started);
+        if (!follow()) {
+            const double started = now_ms();
+            prepare();
+            forward(draft());
+            spend(now_ms() - started);
+        }
         accept(events);
     } catch (...) {  // no memory: what the KV cache holds is unknown
         result_.finish = Finish::cancelled;
@@ -289,14 +298,57 @@ bool Session::wants_mass() const {
     return options_.policy.needs_mass() || (options_.masses && !result_.tokens.empty());
 }
 
-// Runs the whole queue, at most 256 tokens at a time; logits and mass are of its last token.
-void Session::forward() {
+// What may follow the token just prepared, as far as max_tokens would let it be answered.
+std::vector<int64_t> Session::draft() {
+    if (!drafter_ || result_.tokens.empty()) return {};
+    const int64_t left = options_.max_tokens - static_cast<int64_t>(result_.tokens.size()) - 1;
+    return drafter_->guess(std::min({options_.speculate, kDraftRows - 1, left}));
+}
+
+// Whether the last token is the one that ran as a guess, with nothing to go in before it. If so
+// it counts as prepared and forwarded; if not, what ran behind it is forgotten.
+bool Session::follow() {
+    if (guesses_.empty()) return false;
+    const int64_t token = result_.tokens.back();
+    const int64_t step = static_cast<int64_t>(result_.tokens.size()) - 1;
+    if (given_ || guesses_.front().token != token || fires(token, step)) {
+        settle();
+        return false;
+    }
+    ++next_position_, ++length_;
+    logits_.swap(guesses_.front().logits), mass_.swap(guesses_.front().mass);
+    guesses_.pop_front();
+    if (guesses_.empty()) settle();
+    return true;
+}
+
+// Counts the guesses of the last pass; those that were not followed were wrong.
+void Session::settle() {
+    const int64_t accepted = num_drafted_ - static_cast<int64_t>(guesses_.size());
+    if (drafter_) drafter_->count(num_drafted_, accepted);
+    result_.num_drafted += num_drafted_, result_.num_accepted += accepted;
+    guesses_.clear(), num_drafted_ = 0;
+}
+
+// Runs the whole queue, at most 256 tokens at a time, then the guesses beside the last of them;
+// logits and mass are of the queue's last token, those of the guesses are kept.
+void Session::forward(const std::vector<int64_t>& drafted) {
     const ModelConfig& config = model_->config();
-    const size_t total = queue_.ids.size();
-    logits_.resize(static_cast<size_t>(config.decoder.vocab_size));
+    const size_t total = queue_.ids.size(), vocab = static_cast<size_t>(config.decoder.vocab_size);
+    const bool with_mass = wants_mass();
+    for (size_t i = 0; i < drafted.size(); ++i) {
+        queue_.ids.push_back(drafted[i]), queue_.visual_row.push_back(-1);
+        for (auto& axis : queue_.positions)
+            axis.push_back(next_position_ + static_cast<int64_t>(i));
+        guesses_.push_back({drafted[i], std::vector<float>(vocab), {}});
+    }
+    num_drafted_ = static_cast<int64_t>(drafted.size());
+    logits_.resize(vocab);
     std::vector<float> mass;
     for (size_t low = 0; low < total; low += kTokensAtOnce) {
-        const size_t high = std::min(total, low + kTokensAtOnce);
+        const size_t own = std::min(total, low + kTokensAtOnce);
+        const bool last = own == total;
+        const size_t high = own + (last ? drafted.size() : 0);
         Positions part;
         for (size_t axis = 0; axis < 3; ++axis) {
             const auto begin = queue_.positions[axis].begin();
@@ -304,9 +356,8 @@ void Session::forward() {
                               begin + static_cast<std::ptrdiff_t>(high));
         }
         const Angles angles = mrope_angles(part, config);
-        const int past = static_cast<int>(length_), count = static_cast<int>(high - low);
-        const bool last = high == total;
-        if (last && wants_mass()) mass.resize(static_cast<size_t>(past + count));
+        const int past = static_cast<int>(length_), count = static_cast<int>(own - low);
+        if (last && with_mass) mass.resize(static_cast<size_t>(past + count));
         DecoderStep step = {};
         step.ids = queue_.ids.data() + low;
         if (!visual_embeds_.empty()) {
@@ -314,20 +365,34 @@ void Session::forward() {
             step.visual_embeds = visual_embeds_.data();
         }
         step.cos = angles.cos.data(), step.sin = angles.sin.data();
-        step.num_tokens = count;
+        step.num_tokens = static_cast<int>(high - low);
         step.sequences.push_back({0, past, count, last ? logits_.data() : nullptr,
                                   mass.empty() ? nullptr : mass.data()});
+        for (size_t i = 0; last && i < guesses_.size(); ++i) {
+            Guess& guess = guesses_[i];
+            const int before = past + count + static_cast<int>(i);
+            if (with_mass) guess.mass.resize(static_cast<size_t>(before + 1));
+            step.sequences.push_back(
+                {0, before, 1, guess.logits.data(), with_mass ? guess.mass.data() : nullptr});
+        }
         decoder_->forward(step);
         length_ += count;
     }
     queue_ = {};
     mass_.clear();
-    if (mass.empty()) return;
+    if (!with_mass) return;
+    mass_ = mass_by_token(mass);
+    for (Guess& guess : guesses_) guess.mass = mass_by_token(guess.mass);
+}
+
+// A copy's share counts for its source.
+std::vector<float> Session::mass_by_token(const std::vector<float>& mass_by_key) const {
     std::vector<double> sums(static_cast<size_t>(num_visual_));
     for (size_t i = 0; i < key_index_.size(); ++i) {
-        sums[static_cast<size_t>(key_source_[i])] += mass[static_cast<size_t>(key_index_[i])];
+        sums[static_cast<size_t>(key_source_[i])] +=
+            mass_by_key[static_cast<size_t>(key_index_[i])];
     }
-    mass_.assign(sums.begin(), sums.end());
+    return {sums.begin(), sums.end()};
 }
 
 // Counts the time of a step in the stage that the answer is in.
@@ -363,6 +428,7 @@ void Session::accept(std::vector<Event>& events) {
     const int64_t token = event.token_id = next_token(event.forced);
     sampler_->accept(token);
     result_.tokens.push_back(token);
+    if (drafter_) drafter_->learn(token);
     event.logprob = logits_[static_cast<size_t>(token)] - log_partition(logits_);
     event.text = advance_text(token);
     events.push_back(event);
@@ -420,6 +486,7 @@ std::string Session::advance_text(int64_t token) {
 }
 
 void Session::finish(Finish how, std::vector<Event>& events) {
+    settle();
     result_.text = stream_ ? stream_->text() : "";
     Event event{Event::Kind::done, static_cast<int64_t>(result_.tokens.size())};
     event.finish = how;

@@ -1,6 +1,7 @@
 // The loop: prefill, decode, look again, for one answer at a time.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <set>
@@ -8,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/drafter.h"
 #include "runtime/events.h"
 #include "runtime/model.h"
 #include "runtime/policy.h"
@@ -17,11 +19,13 @@
 namespace latrt {
 
 // As GenerationOptions in Python. `sample` tells answers to one prompt apart under one seed.
-// `reserve_tokens`: KV positions kept for Session::reinject besides the policy's own.
+// `reserve_tokens`: KV positions kept for Session::reinject besides the policy's own. `speculate`:
+// tokens guessed ahead in a pass, out of this answer and the session's earlier ones; they change no
+// answer.
 struct SessionOptions {
     Policy policy;
     SamplingParams sampling;
-    int64_t max_tokens = 512, sample = 0, reserve_tokens = 0;
+    int64_t max_tokens = 512, sample = 0, reserve_tokens = 0, speculate = 0;
     std::vector<std::string> stop;
     std::vector<int64_t> stop_token_ids, forced;
     bool ignore_eos = false, masses = false;
@@ -42,11 +46,13 @@ class Session {
     // The same at any time; its pixel values are gone once they were seen.
     const Prompt& asked() const { return prompt_; }
 
-    // Another answer from nothing: prompt, KV cache and result are forgotten.
+    // Another answer from nothing: prompt, KV cache and result are forgotten. What answers said is
+    // remembered for guesses, as long as `speculate` is not 0.
     void reset(SessionOptions options);
 
-    // Runs until the next token (the first time: vision tower and prompt too) and appends its
-    // events; false once the answer has ended. Throws Error E_CONTEXT_LENGTH, E_PROMPT, E_MEMORY.
+    // Runs until the next token (the first time: vision tower and prompt too; not at all where a
+    // pass before has run a guess that came true) and appends its events; false once the answer
+    // has ended. Throws Error E_CONTEXT_LENGTH, E_PROMPT, E_MEMORY.
     // Where it throws before the first forward pass it may be called again; a later failure ends
     // the answer, cancelled.
     bool step(std::vector<Event>& events);
@@ -74,6 +80,11 @@ class Session {
         std::vector<int64_t> selected;
         Inject inject;
     };
+    // A token that ran behind the last one, before anyone knew whether it comes.
+    struct Guess {
+        int64_t token;
+        std::vector<float> logits, mass;  // of the pass, as logits_ and mass_
+    };
 
     void start();
     void see();
@@ -84,7 +95,11 @@ class Session {
     void place(const std::vector<int64_t>& selected, Inject inject);
     void place_kv(const std::vector<int64_t>& selected, const Positions& positions);
     void append_keys(const std::vector<int64_t>& selected, int64_t first);
-    void forward();
+    std::vector<int64_t> draft();
+    void forward(const std::vector<int64_t>& drafted);
+    std::vector<float> mass_by_token(const std::vector<float>& mass_by_key) const;
+    bool follow();
+    void settle();
     bool wants_mass() const;
     void note_mass();
     void spend(double ms);
@@ -97,7 +112,8 @@ class Session {
     SessionOptions options_;
     std::unique_ptr<Decoder> decoder_;
     std::optional<int64_t> reflection_open_, reflection_close_;
-    std::set<int64_t> tags_;  // shown, special or not
+    std::set<int64_t> tags_;            // shown, special or not
+    std::unique_ptr<Drafter> drafter_;  // where `speculate` is not 0
 
     // Of one answer.
     bool started_ = false;
@@ -107,6 +123,8 @@ class Session {
     std::vector<float> visual_embeds_, logits_, mass_;
     std::vector<int64_t> key_index_, key_source_;  // visual keys of the slot, copies included
     Chunk queue_;
+    std::deque<Guess> guesses_;  // whose passes have run; their keys lie behind length_
+    int64_t num_drafted_ = 0;    // of the last pass
     std::optional<Sampler> sampler_;
     std::optional<Random> select_random_;
     std::optional<TextStream> stream_;

@@ -193,7 +193,7 @@ struct Options {
         whole("max_reflections", o.max_reflections), whole("every_tokens", o.every_tokens);
         whole("min_gap", o.min_gap), whole("top_k", o.top_k), whole("seed", o.seed);
         whole("sample", o.sample), whole("max_tokens", o.max_tokens);
-        whole("reserve_tokens", o.reserve_tokens);
+        whole("reserve_tokens", o.reserve_tokens), whole("speculate", o.speculate);
         o.masses = json.find("masses") && json.at("masses").boolean();
         o.ignore_eos = json.find("ignore_eos") && json.at("ignore_eos").boolean();
         if (const Json* found = json.find("forced")) forced = integers(*found);
@@ -249,8 +249,18 @@ const latrt_model* model_at(const std::string& path, int threads) {
     return model;
 }
 
-std::string trace(const Json& request) {
-    const Options options(request.at("options"));
+void ask(latrt_session* session, const Json& request, const std::vector<latrt_image>& images) {
+    const Json* system = request.find("system");
+    check(latrt_ask(session, images.data(), images.size(), request.at("question").string().c_str(),
+                    system ? system->string().c_str() : nullptr));
+}
+
+// The answer; the last of several in one session, where the request says how many are `before`.
+// `speculate`: for requests whose options name none.
+std::string trace(const Json& request, int64_t speculate, int64_t before) {
+    Options options(request.at("options"));
+    if (!request.at("options").find("speculate")) options.o.speculate = speculate;
+    if (const Json* found = request.find("before")) before = found->integer();
     latrt_session* made = nullptr;
     check(latrt_session_create(
         model_at(request.at("bundle").string(), static_cast<int>(number(request, "threads", 1))),
@@ -267,9 +277,12 @@ std::string trace(const Json& request) {
                           static_cast<int32_t>(image.at("width").integer()),
                           static_cast<int32_t>(image.at("height").integer()), 0});
     }
-    const Json* system = request.find("system");
-    check(latrt_ask(made, images.data(), images.size(), request.at("question").string().c_str(),
-                    system ? system->string().c_str() : nullptr));
+    for (; before > 0; --before) {
+        ask(made, request, images);
+        check(latrt_run(made, nullptr, nullptr));
+        check(latrt_session_reset(made, &options.o));
+    }
+    ask(made, request, images);
     const Json* reinject = request.find("reinject");
     const latrt_event* events = nullptr;
     size_t count = 0;
@@ -306,17 +319,21 @@ std::string trace(const Json& request) {
            ",\"finish\":" + json_quote(r.finish_reason) +
            ",\"visual_tokens\":" + show(r.visual_tokens) +
            ",\"reinjected_tokens\":" + show(r.reinjected_tokens) +
-           ",\"num_reflections\":" + show(r.num_reflections) + ",\"masses\":[" + masses + "]}";
+           ",\"num_reflections\":" + show(r.num_reflections) +
+           (options.o.speculate
+                ? ",\"drafted\":" + show(r.num_drafted) + ",\"accepted\":" + show(r.num_accepted)
+                : "") +
+           ",\"masses\":[" + masses + "]}";
 }
 
-std::string answer(const Json& request) {
+std::string answer(const Json& request, int64_t speculate = 0) {
     const std::string& op = request.at("op").string();
     if (op == "encode") return encode(request);
     if (op == "pixels") return pixels(request);
     if (op == "random") return random(request);
     if (op == "draw") return draw(request);
     if (op == "render") return render(request);
-    if (op == "trace") return trace(request);
+    if (op == "trace") return trace(request, speculate, speculate ? 1 : 0);
     throw std::runtime_error("unknown op " + op);
 }
 
@@ -349,17 +366,18 @@ std::string difference(const Json& got, const Json& want, const std::string& whe
     return found;
 }
 
-// Asks every line of standard input in every thread; the number of wrong answers.
+// Asks every line of standard input in every thread; the number of wrong answers. The first thread
+// guesses nothing, the next one token ahead, and so on, having heard each answer once.
 int compare_all(int num_threads) {
     std::vector<Json> lines;
     for (std::string line; std::getline(std::cin, line);) lines.push_back(Json::parse(line));
     std::mutex mutex;
     int wrong = lines.empty();
-    const auto ask_all = [&] {
+    const auto ask_all = [&](int64_t speculate) {
         for (size_t i = 0; i < lines.size(); ++i) {
             std::string found;
             try {
-                const Json got = Json::parse(answer(lines[i].at("request")));
+                const Json got = Json::parse(answer(lines[i].at("request"), speculate));
                 found = difference(got, lines[i].at("answer"), "answer");
             } catch (const std::exception& error) {
                 found = error.what();
@@ -371,7 +389,7 @@ int compare_all(int num_threads) {
         }
     };
     std::vector<std::thread> threads;
-    for (int i = 0; i < num_threads; ++i) threads.emplace_back(ask_all);
+    for (int i = 0; i < num_threads; ++i) threads.emplace_back(ask_all, std::min(i, 3));
     for (std::thread& thread : threads) thread.join();
     std::cout << lines.size() << " requests in each of " << num_threads << " threads, " << wrong
               << " wrong" << std::endl;

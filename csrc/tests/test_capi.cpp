@@ -270,3 +270,47 @@ TEST(capi_sessions_outlive_their_model_and_share_it) {
     for (std::thread& thread : threads) thread.join();
     for (const auto& tokens : got) CHECK(tokens == want);
 }
+
+TEST(capi_guesses_change_no_answer) {
+    const Model model = open_model();
+    const Picture picture;
+    latrt_session_options options = greedy(24);
+    options.policy = "route", options.reserve_tokens = 64;
+    // Visual tokens go in by hand after five tokens, whether or not guesses have run by then.
+    const auto answer = [&](latrt_session* s) {
+        CHECK(latrt_ask(s, &picture.image, 1, "How many?", nullptr) == LATRT_OK);
+        const latrt_event* events = nullptr;
+        size_t count = 0;
+        for (int i = 0; i < 5; ++i) CHECK(latrt_step(s, &events, &count) == LATRT_OK);
+        CHECK(latrt_reinject(s, nullptr, 0, "embed") == LATRT_OK);
+        return run(s);
+    };
+    const auto result_of = [](latrt_session* s) {
+        latrt_result result;
+        CHECK(latrt_get_result(s, &result) == LATRT_OK);
+        return result;
+    };
+    const Session plain = start(model, options);
+    const std::vector<int64_t> want = answer(plain.get());
+    CHECK(want.size() == 24 && result_of(plain.get()).num_drafted == 0);
+    latrt_session_options sampled = options;
+    sampled.temperature = 3, sampled.seed = 5;
+    CHECK(latrt_session_reset(plain.get(), &sampled) == LATRT_OK);
+    const std::vector<int64_t> other = answer(plain.get());
+    CHECK(other != want);
+
+    options.speculate = sampled.speculate = 3;
+    const Session guessing = start(model, options);
+    CHECK(answer(guessing.get()) == want);
+    CHECK(latrt_session_reset(guessing.get(), &options) == LATRT_OK);
+    CHECK(answer(guessing.get()) == want);  // as the answer before says
+    const latrt_result right = result_of(guessing.get());
+    CHECK(right.num_accepted > 10 && right.num_drafted >= right.num_accepted);
+    CHECK(right.num_reinjections == 1);
+    CHECK(latrt_session_reset(guessing.get(), &sampled) == LATRT_OK);
+    CHECK(answer(guessing.get()) == other);  // where the answers before say otherwise
+    latrt_session_options none = options;
+    none.speculate = 0;
+    CHECK(latrt_session_reset(guessing.get(), &none) == LATRT_OK);
+    CHECK(answer(guessing.get()) == want && result_of(guessing.get()).num_drafted == 0);
+}

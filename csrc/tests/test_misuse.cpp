@@ -96,6 +96,7 @@ std::vector<std::function<void(latrt_session_options&)>> bad_options() {
     integers(&O::sample, {-1, INT64_MIN}, nullptr);
     integers(&O::max_tokens, {0, -1, INT64_MIN}, nullptr);
     integers(&O::reserve_tokens, {-1, INT64_MIN}, nullptr);
+    integers(&O::speculate, {-1, 17, INT64_MIN, INT64_MAX}, nullptr);
     const auto texts = [&](const char* O::* field, std::vector<const char*> values) {
         for (const char* value : values) out.push_back([=](O& o) { o.*field = value; });
     };

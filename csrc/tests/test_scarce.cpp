@@ -157,6 +157,37 @@ TEST(scarce_memory_changes_nothing) {
     walk.over("step", true, [&] { return latrt_step(s, &events, &count); });
 }
 
+TEST(scarce_memory_leaves_the_guesses_usable) {
+    Walk walk;
+    latrt_session_options options;
+    latrt_session_options_init(&options);
+    options.max_tokens = 12, options.ignore_eos = 1, options.speculate = 3;
+    const int64_t ids[] = {1, 2, 3};
+    const auto begin = [&] {
+        CHECK(latrt_session_reset(walk.session, &options) == LATRT_OK);
+        CHECK(latrt_append_tokens(walk.session, ids, 3) == LATRT_OK);
+    };
+    begin();
+    const std::vector<int64_t> want = walk.answer();
+    int failed = 0;
+    for (int64_t n = 0;; ++n) {
+        begin();
+        allocations_left = n;
+        const latrt_status status = latrt_run(walk.session, nullptr, nullptr);
+        const bool reached = allocations_left < 0;
+        allocations_left = -1;
+        if (!reached) break;
+        failed += status != LATRT_OK;
+        begin();
+        if (walk.answer() != want)
+            latrt::test::fail(__FILE__, __LINE__, "allocation " + std::to_string(n));
+    }
+    latrt_result r;
+    CHECK(latrt_get_result(walk.session, &r) == LATRT_OK);
+    std::printf("%d allocations failed\n", failed);
+    CHECK(failed > 0 && r.num_accepted > 0);
+}
+
 TEST(scarce_threads_are_the_machines_fault) {
 #if defined(LATRT_REFUSES_THREADS)
     latrt_model* model = open_model(7);  // a pool that nobody has yet

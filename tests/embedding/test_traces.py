@@ -15,6 +15,7 @@ from la_trt.assets import SAMPLE_IMAGES, TINY_CHECKPOINT
 from la_trt.files.bundle import open_bundle, write_bundle
 from la_trt.processor.image import load_image
 from la_trt.processor.template import DEFAULT_TEMPLATE
+from la_trt.speculate import NgramDrafter
 from tests.cpp import needs_cpp
 from tests.embedding.cases import requests
 from tests.embedding.make_golden import GOLDEN, traces
@@ -46,6 +47,34 @@ def test_cpp_tells_the_golden_traces() -> None:
         asked.append({**request, "bundle": str(GOLDEN / "bundle"), "images": images})
     for line, answer in zip(lines, ask_probe(asked), strict=True):
         assert_same(answer, line["answer"], json.dumps(line["request"]["options"]))
+
+
+@needs_cpp
+@needs_native
+def test_guesses_change_no_answer_and_are_those_of_python() -> None:
+    """Each request twice in one session: the second time its answer has been heard."""
+    guessing = LookAgain.from_bundle(GOLDEN / "bundle", backend="native", threads=1, speculate=3)
+    asked, wanted = [], []
+    for line in golden_lines():
+        request = line["request"]
+        if "sample" in request["options"]:  # Python answers all samples side by side
+            continue
+        images = [{**entry, "rgb": str(GOLDEN / entry["rgb"])} for entry in request["images"]]
+        where = {"bundle": str(GOLDEN / "bundle"), "images": images}
+        options = {**request["options"], "speculate": 3}
+        asked.append({**request, **where, "options": options, "before": 1})
+        drafter = guessing.session.drafter = NgramDrafter(3)
+        python_trace(guessing, request, GOLDEN)
+        before = drafter.num_drafted, drafter.num_accepted
+        answer = python_trace(guessing, request, GOLDEN)
+        answer["drafted"] = drafter.num_drafted - before[0]
+        answer["accepted"] = drafter.num_accepted - before[1]
+        assert_same({k: answer[k] for k in line["answer"]}, line["answer"])
+        wanted.append(answer)
+    for request, got, want in zip(asked, ask_probe(asked), wanted, strict=True):
+        assert_same(got, want, json.dumps(request["options"]))
+    assert sum(answer["accepted"] for answer in wanted) > 5 * len(wanted)
+    assert any(answer["accepted"] < answer["drafted"] for answer in wanted)
 
 
 def test_the_golden_traces_cover_every_policy() -> None:

@@ -120,6 +120,8 @@ typedef struct latrt_session_options {
     int32_t ignore_eos;
     int32_t masses;         /* 1: keep the visual mass of every step, whatever the policy */
     int64_t reserve_tokens; /* KV positions kept for latrt_reinject */
+    int64_t speculate;      /* 0 to 16 tokens guessed ahead in a pass, out of this answer and the
+                               session's earlier ones; they change no answer. Default 0 */
 } latrt_session_options;
 
 LATRT_API void latrt_session_options_init(latrt_session_options* options);
@@ -130,7 +132,8 @@ LATRT_API latrt_status latrt_session_create(const latrt_model* model,
                                             latrt_session** session);
 LATRT_API void latrt_session_destroy(latrt_session* session);
 
-/* Forgets prompt, answer and KV cache, for another answer. `options` null: the defaults. */
+/* Forgets prompt, answer and KV cache, for another answer. `options` null: the defaults. What was
+   said is remembered for guesses as long as `speculate` is not 0. */
 LATRT_API latrt_status latrt_session_reset(latrt_session* session,
                                            const latrt_session_options* options);
 
@@ -203,10 +206,11 @@ typedef struct latrt_event {
     const char* finish_reason; /* "stop", "length", "numerical_error", "cancelled" */
 } latrt_event;
 
-/* Runs until the next token (the first time the vision tower and the prompt too). `*events` and
-   `*count` are what happened; after the event done there are none. Refused, E_CONTEXT_LENGTH,
-   where prompt and max_tokens exceed the model's max_len. Without memory for the images the
-   session stays as it was; without memory for a forward pass the answer ends, "cancelled". */
+/* Runs until the next token (the first time the vision tower and the prompt too; nothing where a
+   guess came true). `*events` and `*count` are what happened; after the event done there are none.
+   Refused, E_CONTEXT_LENGTH, where prompt and max_tokens exceed the model's max_len. Without memory
+   for the images the session stays as it was; without memory for a forward pass the answer ends,
+   "cancelled". */
 LATRT_API latrt_status latrt_step(latrt_session* session, const latrt_event** events,
                                   size_t* count);
 
@@ -239,7 +243,8 @@ typedef struct latrt_result {
     int64_t prompt_tokens, visual_tokens, reinjected_tokens; /* prompt_tokens has visual_tokens */
     int64_t num_reflections, num_reinjections;
     double vision_ms, prefill_ms, decode_ms, reinject_ms; /* engine time by stage */
-    size_t num_masses; /* generated tokens that were forwarded with a mass */
+    size_t num_masses;                 /* generated tokens that were forwarded with a mass */
+    int64_t num_drafted, num_accepted; /* tokens guessed, and those that came true */
 } latrt_result;
 
 LATRT_API latrt_status latrt_get_result(latrt_session* session, latrt_result* result);
