@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from la_trt.errors import CheckpointError
+from la_trt.errors import CheckpointError, UsageError
 from la_trt.files.atomic import atomic_file
 
 
@@ -76,6 +76,24 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dict, got {type(state).__name__}")
     return state
+
+
+def check_same_run(path: Path, state: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    """Raise UsageError E_STATE where the state at `path` was begun with other values of `kept`.
+
+    The state has them as its entry `kept`; what an older state does not say is not compared.
+    """
+    saved = state.get("kept", {})
+    differ = [
+        f"{name} {saved[name]}, now {value}"
+        for name, value in kept.items()
+        if name in saved and saved[name] != value
+    ]
+    if differ:
+        raise UsageError(
+            f"{path}: was begun with {'; '.join(differ)}\ngive the same, or another output",
+            name="E_STATE",
+        )
 
 
 def fingerprint(model: nn.Module, device: str = "cpu") -> str:

@@ -21,7 +21,7 @@ from la_trt.lookworld import FAMILIES, WorldConfig
 from la_trt.model import QwenVL
 from la_trt.processor.tokenizer import Vocabulary
 from train.branches import BranchAttention
-from train.checkpointing import load_state, save_state
+from train.checkpointing import check_same_run, load_state, save_state
 from train.command import run
 from train.dense import DenseHeads, dense_loss
 from train.export import export
@@ -194,8 +194,10 @@ class Trainer:
             dtype=fast_dtype(),
         )
         self.step = 0
+        self.kept = {"seed": config.seed, "layers": config.layers}
         state = load_state(self.path)
         if state is not None:
+            check_same_run(self.path, state, self.kept)
             self.weights.load_state_dict(state["weights"])
             self.step = state["step"]
         if not config.train_tower or not config.pictures:
@@ -270,14 +272,18 @@ class Trainer:
             self.output / "tokenizer",
             self.output / "checkpoint",
         )
-        save_state(self.path, {"weights": self.weights.state_dict(), "step": self.step})
+        state = {"weights": self.weights.state_dict(), "step": self.step, "kept": self.kept}
+        save_state(self.path, state)
 
 
 def sft(config: ColdStartConfig, output: Path, tower: Path | None) -> Path:
-    """The exported checkpoint's directory; goes on where an earlier run stopped."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "sft_config.json").write_text(json.dumps(asdict(config), indent=1))
+    """The exported checkpoint's directory; goes on where an earlier run stopped.
+
+    Raises UsageError E_STATE where that run was begun with another seed or depth. The other
+    settings may differ: a recipe's stages go on from one another.
+    """
     trainer = Trainer(config, output, tower)
+    (output / "sft_config.json").write_text(json.dumps(asdict(config), indent=1))
     batches, phase = trainer.batches(), trainer.step >= config.short_steps
     smooth: float | None = None
     name = "sft" if trainer.rank == 0 else f"sft-{trainer.rank}"

@@ -16,7 +16,7 @@ import torch
 
 from la_trt.lookworld import WorldConfig
 from la_trt.model import VisionTower
-from train.checkpointing import load_state, save_state
+from train.checkpointing import check_same_run, load_state, save_state
 from train.command import run
 from train.dense import DenseHeads, DenseScore, dense_loss, dense_score
 from train.options import config_options
@@ -98,11 +98,10 @@ def validate(
 def pretrain(config: PretrainConfig, output: Path) -> Path:
     """The file with the trained tower and heads; goes on where an earlier run stopped.
 
+    Raises UsageError E_STATE where that run was begun with another seed or optimizer.
     Under torchrun every process takes its share of each batch.
     """
     rank, parts = join()
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "pretrain_config.json").write_text(json.dumps(asdict(config), indent=1))
     world = replace(WorldConfig(), digit_frac=config.digit_frac, large_frac=config.large_frac)
     fixed = fixed_scenes("validation", config.num_validation, WorldConfig())
     tower, heads = make_tower(config.seed)
@@ -114,9 +113,13 @@ def pretrain(config: PretrainConfig, output: Path) -> Path:
     )
     path, first = output / "pretrain.pt", 0
     state = load_state(path)
+    kept = {"seed": config.seed, "muon": config.muon}
     if state is not None:
+        check_same_run(path, state, kept)
         weights.load_state_dict(state["weights"])
         first = state["step"]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "pretrain_config.json").write_text(json.dumps(asdict(config), indent=1))
     batches = loader(
         SceneBatches(
             seed=config.seed, batch=config.batch, world=world, first=first, part=rank, parts=parts
@@ -141,7 +144,8 @@ def pretrain(config: PretrainConfig, output: Path) -> Path:
             if rank == 0 and ((step + 1) % config.save_every == 0 or done):
                 score = validate(tower, heads, *fixed)
                 log.write({"step": step + 1, "loss": round(seen, 4), **asdict(score)})
-                save_state(path, {"weights": weights.state_dict(), "step": step + 1})
+                saved = {"weights": weights.state_dict(), "step": step + 1, "kept": kept}
+                save_state(path, saved)
     wait_for_all()
     return path
 

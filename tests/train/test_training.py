@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from la_trt.errors import UsageError
 from la_trt.files.checkpoint import open_checkpoint
 from la_trt.lookworld import WorldConfig, generate_scene, sample
 from la_trt.model.weights import load_model
@@ -295,6 +296,24 @@ def test_a_first_stage_killed_while_it_saves_goes_on(
     assert ended["step"] == wanted["step"] == 2
     for name, value in wanted["weights"]["masters"].items():
         assert torch.equal(ended["weights"]["masters"][name], value), name
+
+
+def test_a_run_is_not_gone_on_with_by_another_seed_or_shape(tmp_path: Path) -> None:
+    """The state is refused, and neither it nor the settings beside it are touched."""
+    first = PretrainConfig(steps=1, batch=2, save_every=1, num_validation=1)
+    stage = replace(TRIAL, steps=1, save_every=1)
+    pretrain(first, tmp_path)
+    sft(stage, tmp_path, None)
+    names = ("pretrain.pt", "pretrain_config.json", "sft.pt", "sft_config.json")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    with pytest.raises(UsageError, match="begun with seed 0, now 1"):
+        pretrain(replace(first, seed=1), tmp_path)
+    with pytest.raises(UsageError, match="begun with muon True, now False"):
+        pretrain(replace(first, muon=False), tmp_path)
+    for name, value in {"seed": stage.seed + 1, "layers": stage.layers + 1}.items():
+        with pytest.raises(UsageError, match=f"{name} {getattr(stage, name)}, now {value}"):
+            sft(replace(stage, **{name: value}), tmp_path, None)
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
 
 
 def test_a_stage_killed_before_its_export_exports_again(
