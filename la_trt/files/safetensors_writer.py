@@ -16,6 +16,7 @@ from la_trt.errors import MachineError
 from la_trt.files.safetensors import CODES
 
 HEADER_ALIGNMENT = 64  # the data of the first tensor starts at a multiple of this
+_HUGE_PAGE = 2 << 20
 
 Produced = NDArray[Any] | Iterable[NDArray[Any]]
 
@@ -54,18 +55,49 @@ def write_safetensors(
     done = 0
     try:
         with open(path, "wb") as file:
-            file.write(header)
+            blocks = HugePageWriter(file)
+            blocks.write(header)
             for source in sources:
-                for num_bytes in _write_tensor(file, source):
+                for num_bytes in _write_tensor(blocks, source):
                     done += num_bytes
                     if progress is not None:
                         progress(done, total)
+            blocks.flush()
     except OSError as problem:
         raise MachineError(
             f"{path}: cannot be written ({problem.strerror or problem})\n"
             "free space there, or choose another directory",
             name="E_WRITE",
         ) from problem
+
+
+class HugePageWriter:
+    """Writes to an empty file in whole blocks of 2 MiB.
+
+    Linux then keeps what was written in huge pages, where the file system has large folios, and a
+    process that maps the file before it was read anew from the disk has them too.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._block = bytearray(_HUGE_PAGE)
+        self._used = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append contiguous bytes."""
+        left = memoryview(data)
+        while left:
+            piece = left[: _HUGE_PAGE - self._used]
+            self._block[self._used : self._used + len(piece)] = piece
+            self._used += len(piece)
+            left = left[len(piece) :]
+            if self._used == _HUGE_PAGE:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is left; the last call."""
+        self._file.write(memoryview(self._block)[: self._used])
+        self._used = 0
 
 
 def _num_bytes(source: TensorSource) -> int:
@@ -94,7 +126,7 @@ def _header(sources: list[TensorSource], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_tensor(file: BinaryIO, source: TensorSource) -> Iterator[int]:
+def _write_tensor(file: HugePageWriter, source: TensorSource) -> Iterator[int]:
     produced = source.produce()
     if isinstance(produced, np.ndarray):
         if produced.shape != source.shape:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +17,7 @@ import safetensors.numpy
 
 from la_trt.errors import CheckpointError, MachineError
 from la_trt.files.safetensors import DTYPES, SafetensorsFile
-from la_trt.files.safetensors_writer import TensorSource, write_safetensors
+from la_trt.files.safetensors_writer import HugePageWriter, TensorSource, write_safetensors
 from tests.files.samples import header_of, save_arrays, set_header
 
 F32 = np.dtype("<f4")
@@ -316,3 +318,23 @@ def test_random_damage_is_refused_or_read_as_the_reference_reads_it(path: Path) 
 def test_header_of_sample_is_as_documented(path: Path) -> None:
     header = header_of(path)
     assert header["a"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+
+
+def test_blocks_are_those_of_huge_pages_whatever_the_pieces(tmp_path: Path) -> None:
+    """What is written is what was given, and each write but the last begins and ends at 2 MiB."""
+    rng = np.random.default_rng(0)
+    pieces = [rng.bytes(n) for n in (3, 2 << 20, 1, 5_000_000, (2 << 20) - 4, 0, 700)]
+    sizes: list[int] = []
+
+    class Recorder(io.BytesIO):
+        def write(self, data: Any) -> int:
+            sizes.append(len(data))
+            return super().write(data)
+
+    file = Recorder()
+    writer = HugePageWriter(file)
+    for piece in pieces:
+        writer.write(piece)
+    writer.flush()
+    assert file.getvalue() == b"".join(pieces)
+    assert set(sizes[:-1]) == {2 << 20} and 0 < sizes[-1] < 2 << 20
