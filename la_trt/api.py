@@ -27,7 +27,7 @@ from la_trt.errors import CheckpointError, MachineError, UsageError
 from la_trt.events import DoneEvent, Event, InjectKind, Result
 from la_trt.files.checkpoint import safe_file
 from la_trt.files.strict_json import parse_json, show
-from la_trt.limits import MAX_THREADS, Limits
+from la_trt.limits import DEFAULT_MAX_TOKENS, MAX_THREADS, Limits
 from la_trt.options import GenerationOptions
 from la_trt.processor.image import ImageSource
 from la_trt.processor.prompt import Message, Processor
@@ -53,7 +53,7 @@ def make_options(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
-    max_tokens: int = 512,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     ignore_eos: bool = False,

@@ -8,6 +8,7 @@ from la_trt.errors import UsageError
 
 MIB = 1 << 20
 MAX_THREADS = 1024  # of an engine
+DEFAULT_MAX_TOKENS = 512  # of an answer, where nobody says
 MAX_SPECULATE = 16  # tokens guessed ahead in a step
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from la_trt.errors import UsageError
-from la_trt.limits import Limits
+from la_trt.limits import DEFAULT_MAX_TOKENS, Limits
 from la_trt.reattention.policy import Policy, preset
 from la_trt.sampling import SamplingParams
 
@@ -33,7 +33,7 @@ class GenerationOptions:
 
     policy: Policy = field(default_factory=_default_policy)
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int = 512
+    max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False

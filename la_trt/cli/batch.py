@@ -23,7 +23,7 @@ from la_trt.cli.options import (
 from la_trt.cli.source import Source, shipped_bundle
 from la_trt.cli.terminal import note, print_json, progress_bar
 from la_trt.errors import GateError, InputError, UsageError
-from la_trt.limits import Limits
+from la_trt.limits import DEFAULT_MAX_TOKENS, Limits
 
 if TYPE_CHECKING:
     from la_trt.offline.answer import Record
@@ -80,7 +80,11 @@ _CHUNKS_OF_BATCHES = 4
 )
 @policy_options
 @click.option(
-    "--max-tokens", type=int, default=512, metavar="N", help="Tokens of an answer, at most."
+    "--max-tokens",
+    type=int,
+    metavar="N",
+    help="Tokens of an answer, at most, where its row does not say.  "
+    f"[default: {DEFAULT_MAX_TOKENS}, or what fits]",
 )
 @sampling_options
 @click.option(
@@ -180,11 +184,12 @@ def _check_executor(ctx: click.Context, flags: dict[str, Any]) -> None:
 
 
 def _generation(flags: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """The settings of `make_options`, the policy as an object. Raises UsageError."""
+    """The settings of `Answerer`, the policy as an object. Raises UsageError."""
     from la_trt.api import make_options
 
     settings = {name: flags[name] for name in _GENERATION}
-    options = make_options(**settings)
+    most = DEFAULT_MAX_TOKENS if flags["max_tokens"] is None else flags["max_tokens"]
+    options = make_options(**settings | {"max_tokens": most})
     options.check(limits)
     settings["policy"] = options.policy
     for name in ("inject", "route_percent", "max_reflections"):

@@ -32,14 +32,12 @@ from la_trt.cli.terminal import (
     quiet_drawing,
 )
 from la_trt.errors import GateError, UsageError
-from la_trt.limits import Limits
+from la_trt.limits import DEFAULT_MAX_TOKENS, Limits
 
 if TYPE_CHECKING:
     from la_trt.api import LookAgain
     from la_trt.engines.base import IntArray
     from la_trt.events import Event, Result
-
-DEFAULT_MAX_TOKENS = 512
 
 
 @click.command(name="infer")

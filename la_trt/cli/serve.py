@@ -22,7 +22,7 @@ from la_trt.cli.options import (
 from la_trt.cli.source import Source
 from la_trt.cli.terminal import note
 from la_trt.errors import MachineError, UsageError
-from la_trt.limits import MIB, Limits
+from la_trt.limits import DEFAULT_MAX_TOKENS, MIB, Limits
 from la_trt.reattention.policy import PRESETS
 from la_trt.serve.settings import MIN_API_KEY_CHARS, is_api_key
 
@@ -80,7 +80,7 @@ _SECONDS = FiniteRange(min=0, min_open=True)
 @click.option(
     "--default-max-tokens",
     type=_POSITIVE,
-    default=512,
+    default=DEFAULT_MAX_TOKENS,
     metavar="N",
     help="Tokens of an answer whose request names no limit.",
 )

@@ -14,6 +14,7 @@ from la_trt.errors import InputError, LookAgainError, UsageError
 from la_trt.eval.images import image_of
 from la_trt.eval.rows import RowError
 from la_trt.events import DoneEvent, Result
+from la_trt.limits import DEFAULT_MAX_TOKENS
 from la_trt.offline.rows import BatchRow
 from la_trt.options import GenerationOptions
 from la_trt.processor.types import Prompt
@@ -25,6 +26,7 @@ _PIXEL_BYTES = 256 << 20  # of prompts that wait their turn
 class Answerer:
     """Answers rows with one model. `settings`: those of `make_options`, for rows that name none.
 
+    `max_tokens` None among them: DEFAULT_MAX_TOKENS, or what the context has left.
     `images`: the directory below which image names are looked up. Every row draws from a random
     stream of its own, made of the seed and its id: an answer depends neither on the rows around
     it nor on the worker, so that a batch that was killed ends as if it had not been.
@@ -73,7 +75,9 @@ class Answerer:
         """Raises InputError, UsageError."""
         named = {"max_tokens": row.max_tokens, "temperature": row.temperature, "policy": row.policy}
         given = {name: value for name, value in named.items() if value is not None}
-        options = make_options(**{**self._settings, **given})
+        asked = {**self._settings, **given}
+        most = asked.pop("max_tokens")
+        options = make_options(**asked, max_tokens=DEFAULT_MAX_TOKENS if most is None else most)
         seed = options.sampling.seed if row.seed is None else row.seed
         if row.seed is None:
             digest = hashlib.sha256(f"{seed} {row.id}".encode("utf-8", "replace")).digest()
@@ -83,9 +87,10 @@ class Answerer:
             images = [image_of(image, self._images) for image in row.images]
         except RowError as problem:
             raise InputError(str(problem), name="E_IMAGE") from None
-        prompt = self.model.prompt(
-            images, row.prompt, system=row.system, max_tokens=options.max_tokens
-        )
+        prompt = self.model.prompt(images, row.prompt, system=row.system, max_tokens=most or 1)
+        if most is None:
+            room = self.model.engine.limits.max_len - len(prompt.input_ids)
+            options = replace(options, max_tokens=min(options.max_tokens, room))
         self.model.session.check(prompt, options)
         return prompt, options
 

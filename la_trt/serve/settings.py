@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from la_trt.errors import UsageError
-from la_trt.limits import MIB
+from la_trt.limits import DEFAULT_MAX_TOKENS, MIB
 
 MIN_API_KEY_CHARS = 8
 
@@ -68,7 +68,7 @@ class ServeSettings:
     policy: str = "copy"
     max_waiting: int = 64
     prefill_chunk: int = 128
-    default_max_tokens: int = 512
+    default_max_tokens: int = DEFAULT_MAX_TOKENS
     vision_cache_bytes: int = 256 * MIB
     prefix_cache: bool = True
     drain_s: float = 30.0

@@ -45,6 +45,20 @@ def test_answers_are_those_of_python_in_the_order_of_the_rows(
     assert not output.with_name("answers.jsonl.partial").exists()
 
 
+def test_an_answer_that_nobody_bounds_gets_what_the_context_has_left(
+    bundle: Path, write: Write, tmp_path: Path
+) -> None:
+    """As in `la-trt infer` and `serve`; a row's own bound beyond the context is refused."""
+    rows, output = write([{"prompt": "Hi"}, {"prompt": "Hi", "max_tokens": 64}]), tmp_path / "out"
+    short = ["--max-model-len", "64"]
+    unbounded = [a for a in command(bundle, rows, output, *short) if a not in ("--max-tokens", "4")]
+    assert run(unbounded) == 3
+    answer, refused = records(output)
+    assert answer["completion_tokens"] == 64 - answer["prompt_tokens"]
+    assert answer["finish_reason"] == "length"
+    assert refused["error"]["code"] == "E_CONTEXT_LENGTH"
+
+
 BAD = {
     '{"prompt": 3}': "prompt: expected text, got 3",
     '{"promt": "a"}': "unknown field 'promt'",
