@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import batch_steps, peer_turns
+from benchmarks import batch_steps, peer_plot, peer_turns
 from benchmarks.peer_table import summarise, to_table
 from benchmarks.peers import CHECK_DECODE, record_of
-from benchmarks.report import bounds_of, median_and_bounds, median_ranks
+from benchmarks.report import RESULTS, bounds_of, median_and_bounds, median_ranks
 
 
 def coverage(num: int, low: int, high: int) -> float:
@@ -182,3 +182,25 @@ def test_a_record_says_when_it_was_made(canned: dict[str, Any], tmp_path: Path) 
     assert ", 95 %)" in mass[3]
     fresh = to_table(summarise([new]))
     assert "last record" in fresh and "earlier run" not in fresh and "before it" not in fresh
+
+
+def test_the_picture_of_the_peers_shows_their_medians(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The fastest engine on top; each bar as long as the results say."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
+    output = tmp_path / "images" / "speed.png"
+    done = CliRunner().invoke(peer_plot.main, ["--output", str(output)])
+    assert done.exit_code == 0, done.output
+    assert output.read_bytes().startswith(b"\x89PNG")
+    engines = json.loads((RESULTS / "peers.json").read_text())["engines"]
+    for axes, kind in zip(drawn[0].axes, ("decode", "prefill"), strict=True):
+        rates = sorted(engine["512"][f"{kind}_tok_s"] for engine in engines.values())
+        assert [bar.get_width() for bar in axes.patches] == rates
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert set(names) == set(engines)
+        assert rates[-1] == engines[names[-1]]["512"][f"{kind}_tok_s"]
