@@ -42,7 +42,7 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write one safetensors file at `path`; memory is one produced piece at a time.
+    """Write one safetensors file at `path`; memory is one produced piece at a time, and 2 MiB.
 
     Tensors stand in the given order, those of wider dtypes first so that each is aligned.
     `progress(done_bytes, total_bytes)` is called after every piece. Not atomic: write inside
@@ -140,11 +140,13 @@ def _write_tensor(file: HugePageWriter, source: TensorSource) -> Iterator[int]:
             raise ValueError(
                 f"tensor {source.name!r}: declared {source.dtype}, produced {piece.dtype}"
             )
-        left -= piece.nbytes
+        num_bytes = piece.nbytes
+        left -= num_bytes
         if left < 0:
             break
         file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
-        yield piece.nbytes
+        del piece  # before the next one is made
+        yield num_bytes
     if left:
         difference = "fewer" if left > 0 else "more"
         raise ValueError(
