@@ -80,7 +80,7 @@ class HugePageWriter:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._block = bytearray(_HUGE_PAGE)
+        self._block = memoryview(bytearray(_HUGE_PAGE))
         self._used = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -96,7 +96,7 @@ class HugePageWriter:
 
     def flush(self) -> None:
         """Write what is left; the last call."""
-        self._file.write(memoryview(self._block)[: self._used])
+        self._file.write(self._block[: self._used])
         self._used = 0
 
 
