@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ async def throughput(port: int, options: argparse.Namespace) -> dict[str, Any]:
         for num, found in rates.items():
             replies, seconds = await answers(port, of[num], num, fields)
             found.append(sum(r.num_tokens for r in replies) / seconds)
+            print(f"  {num} at once: {found[-1]:.1f} tok/s", file=sys.stderr)
             texts.append([(r.reasoning, r.content) for r in replies])
         same = [alone == at_once for alone, at_once in zip(*texts, strict=False)]
         assert all(same), f"answers depend on what else runs: {same}"
@@ -108,6 +110,8 @@ async def ttft(port: int, options: argparse.Namespace) -> dict[str, Any]:
         if number and overlapped:
             idle.append(first)
             busy.append(beside)
+            print(f"  first token: alone {first:.3f} s, beside a long prefill {beside:.3f} s",
+                  file=sys.stderr)  # fmt: skip
     assert busy, "the long prompt was over each time: there was nothing to measure"
     ratios = [b / a for a, b in zip(idle, busy, strict=True)]
     return {
