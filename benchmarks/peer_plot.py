@@ -32,10 +32,8 @@ def bars(axes: Axes, engines: dict[str, Any], runs: dict[str, Any], kind: str) -
     for at, name in enumerate(names):
         axes.barh(at, middle[name], color=OURS if is_ours(name) else PEERS, height=0.72)
         axes.plot([min(rates[name]), max(rates[name])], [at, at], color=SPREAD, linewidth=1)
-        end = max(rates[name]) + 0.015 * most
-        axes.text(
-            end, at, f"{middle[name]:.{0 if middle[name] >= 100 else 1}f}", va="center", fontsize=8
-        )
+        end, digits = max(rates[name]) + 0.015 * most, 0 if middle[name] >= 100 else 1
+        axes.text(end, at, f"{middle[name]:.{digits}f}", va="center", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlim(0, 1.1 * most)
     axes.set_title(f"{kind}, tokens a second", loc="left", fontsize=9)
