@@ -16,23 +16,23 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.peer_table import is_ours
+from benchmarks.peer_table import is_ours, rates_of
 from benchmarks.report import RESULTS
 
-CONTEXT = "512"
+CONTEXT = 512
 OURS, PEERS, SPREAD = "#0b6e99", "#b9c3cc", "#3c4650"
 
 
 def bars(axes: Axes, engines: dict[str, Any], runs: dict[str, Any], kind: str) -> None:
     """One engine a bar, the fastest on top; the rate in tokens per second at its end."""
-    rates = {name: [rate(run, kind) for run in runs[name]] for name in engines}
-    middle = {name: engines[name][CONTEXT][f"{kind}_tok_s"] for name in engines}
+    found = {name: [rates_of(run, CONTEXT)[kind] for run in runs[name]] for name in engines}
+    middle = {name: engines[name][str(CONTEXT)][f"{kind}_tok_s"] for name in engines}
     names = sorted(engines, key=middle.__getitem__)
-    most = max(max(values) for values in rates.values())
+    most = max(max(values) for values in found.values())
     for at, name in enumerate(names):
         axes.barh(at, middle[name], color=OURS if is_ours(name) else PEERS, height=0.72)
-        axes.plot([min(rates[name]), max(rates[name])], [at, at], color=SPREAD, linewidth=1)
-        end, digits = max(rates[name]) + 0.015 * most, 0 if middle[name] >= 100 else 1
+        axes.plot([min(found[name]), max(found[name])], [at, at], color=SPREAD, linewidth=1)
+        end, digits = max(found[name]) + 0.015 * most, 0 if middle[name] >= 100 else 1
         axes.text(end, at, f"{middle[name]:.{digits}f}", va="center", fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlim(0, 1.1 * most)
@@ -40,13 +40,6 @@ def bars(axes: Axes, engines: dict[str, Any], runs: dict[str, Any], kind: str) -
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
-
-
-def rate(run: dict[str, Any], kind: str) -> float:
-    """Tokens a second of one prompt."""
-    if kind == "prefill":
-        return int(CONTEXT) / float(run["prefill_s"])
-    return len(run["decode_s"]) / float(sum(run["decode_s"]))
 
 
 @click.command(help=__doc__)
@@ -60,7 +53,7 @@ def rate(run: dict[str, Any], kind: str) -> float:
 def main(name: str, output: Path) -> None:
     result = json.loads((RESULTS / f"{name}.json").read_text())
     engines = result["engines"]
-    runs = {r["engine"]: r["runs"][CONTEXT] for r in result["records"] if "runs" in r}
+    runs = {r["engine"]: r["runs"][str(CONTEXT)] for r in result["records"] if "runs" in r}
     figure = Figure(figsize=(9.6, 0.34 * len(engines) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, kind in zip(figure.subplots(1, 2), ("decode", "prefill"), strict=True):

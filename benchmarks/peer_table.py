@@ -12,16 +12,24 @@ CONTEXTS = (512, 2048)
 LONG = timedelta(hours=1)  # between two records: the machine may have been another
 
 
+def rates_of(run: dict[str, Any], context: int) -> dict[str, float]:
+    """Tokens a second of one prompt, by phase."""
+    return {
+        "decode": len(run["decode_s"]) / sum(run["decode_s"]),
+        "prefill": context / run["prefill_s"],
+    }
+
+
 def figures(record: dict[str, Any], context: int) -> dict[str, Any]:
     """Medians of one engine and context, and the spread over its prompts."""
     runs = record["runs"][str(context)]
-    rates = [len(run["decode_s"]) / sum(run["decode_s"]) for run in runs]
-    prefill = [context / run["prefill_s"] for run in runs]
+    found = [rates_of(run, context) for run in runs]
+    decode = [each["decode"] for each in found]
     return {
-        "decode_tok_s": statistics.median(rates),
-        "decode_tok_s_min": min(rates),
-        "decode_tok_s_max": max(rates),
-        "prefill_tok_s": statistics.median(prefill),
+        "decode_tok_s": statistics.median(decode),
+        "decode_tok_s_min": min(decode),
+        "decode_tok_s_max": max(decode),
+        "prefill_tok_s": statistics.median(each["prefill"] for each in found),
         "peak_rss_gb": max(run["peak_rss_bytes"] for run in runs) / 1e9,
         "load_s": record["load_s"],
     }

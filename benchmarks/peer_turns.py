@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import ROOT, NotAvailable
 from benchmarks.peer_probe import machine_peaks
+from benchmarks.peer_table import rates_of
 from benchmarks.peers import CONTEXTS, OURS, check, names, prepare, prompt, reference_top
 from benchmarks.report import bounds_of, describe_machine, median_and_bounds, publish
 
@@ -43,8 +44,8 @@ def in_turns(
         for name in order[i % len(order) :] + order[: i % len(order)]:
             run = workers[name].ask(ids=prompt(context, i), decode=decode)
             if i:
-                rates[name]["decode"].append(decode / sum(run["decode_s"]))
-                rates[name]["prefill"].append(context / run["prefill_s"])
+                for phase, rate in rates_of(run, context).items():
+                    rates[name][phase].append(rate)
             advance(1)
     return rates
 

@@ -40,7 +40,7 @@ from benchmarks.peer_engines import (
     require_memory,
 )
 from benchmarks.peer_probe import machine_peaks
-from benchmarks.peer_table import summarise, to_table
+from benchmarks.peer_table import rates_of, summarise, to_table
 from benchmarks.report import describe_machine, median_and_bounds, publish
 from build_engines.quantize import Quant
 
@@ -92,9 +92,10 @@ def measure(worker: Worker, rounds: int, decode: int) -> dict[str, Any]:
         runs[str(context)] = []
         for i in range(rounds):
             run = worker.ask(ids=prompt(context, i), decode=decode)
+            each = rates_of(run, context)
             click.echo(
-                f"  {context}: decode {decode / sum(run['decode_s']):.2f} tok/s, "
-                f"prefill {context / run['prefill_s']:.1f} tok/s",
+                f"  {context}: decode {each['decode']:.2f} tok/s, "
+                f"prefill {each['prefill']:.1f} tok/s",
                 err=True,
             )
             runs[str(context)].append(run)
