@@ -203,6 +203,10 @@ class LookAgain:
         most = self.engine.limits.max_len
         return self.processor(prompt, images, system, max_length=most, reserved=max_tokens)
 
+    def room(self, prompt: Prompt) -> int:
+        """Tokens that the context has left behind a prompt."""
+        return self.engine.limits.max_len - len(prompt.input_ids)
+
     def generate(
         self,
         images: Sequence[ImageSource],

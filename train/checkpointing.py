@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from la_trt.errors import CheckpointError, UsageError
+from la_trt.eval.store import differences
 from la_trt.files.atomic import atomic_file
 
 
@@ -81,14 +82,10 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
 def check_same_run(path: Path, state: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
     """Raise UsageError E_STATE where the state at `path` was begun with other values of `kept`.
 
-    The state has them as its entry `kept`; what an older state does not say is not compared.
+    The state has them as its entry `kept`; an older state, which has none, is taken.
     """
-    saved = state.get("kept", {})
-    differ = [
-        f"{name} {saved[name]}, now {value}"
-        for name, value in kept.items()
-        if name in saved and saved[name] != value
-    ]
+    found = differences(state.get("kept", kept), dict(kept))
+    differ = [f"{name} {was}, now {now}" for name, was, now in found]
     if differ:
         raise UsageError(
             f"{path}: was begun with {'; '.join(differ)}\ngive the same, or another output",

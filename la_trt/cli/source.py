@@ -117,8 +117,7 @@ def ask(
             f"{str(error).splitlines()[0]}\n{lower}shorten the text or send smaller images",
             name=error.name,
         ) from None
-    room = model.engine.limits.max_len - len(request.input_ids)
-    return request, min(default, room) if max_tokens is None else max_tokens
+    return request, min(default, model.room(request)) if max_tokens is None else max_tokens
 
 
 def shipped() -> Path:

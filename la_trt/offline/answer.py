@@ -89,8 +89,8 @@ class Answerer:
             raise InputError(str(problem), name="E_IMAGE") from None
         prompt = self.model.prompt(images, row.prompt, system=row.system, max_tokens=most or 1)
         if most is None:
-            room = self.model.engine.limits.max_len - len(prompt.input_ids)
-            options = replace(options, max_tokens=min(options.max_tokens, room))
+            most = min(options.max_tokens, self.model.room(prompt))
+            options = replace(options, max_tokens=most)
         self.model.session.check(prompt, options)
         return prompt, options
 

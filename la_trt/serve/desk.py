@@ -173,8 +173,9 @@ class Desk:
         self, make: Callable[[], tuple[Prompt, tuple[bytes, ...]]], plan: Plan
     ) -> Prepared:
         prompt, digests = await self._in(self._preparing, make)
-        room = self.max_len - len(prompt.input_ids)
-        max_tokens = plan.max_tokens or min(self.settings.default_max_tokens, room)
+        max_tokens = plan.max_tokens or min(
+            self.settings.default_max_tokens, self.model.room(prompt)
+        )
         try:
             self.model.session.check(prompt, plan.options(max_tokens))
         except LookAgainError as error:
