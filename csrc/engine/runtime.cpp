@@ -8,16 +8,16 @@ Runtime::Runtime(const Kernels& kernels, int num_threads)
     : kernels_(kernels), pool_(ThreadPool::shared(num_threads)) {}
 
 void Runtime::quantise(const Matrix& matrix, const float* x, int m) {
-    const int64_t blocks = num_blocks(matrix.k);
-    const size_t count = static_cast<size_t>(m * blocks);
-    grown(codes_, count * kBlock);
-    grown(scale_, count);
-    grown(neg_sum_, count);
+    const int64_t groups = num_scales(matrix.k, matrix.scale_run);
+    const int64_t codes = row_codes(matrix.k, matrix.scale_run);
+    grown(codes_, static_cast<size_t>(m * codes));
+    grown(scale_, static_cast<size_t>(m * groups));
+    grown(neg_sum_, static_cast<size_t>(m * groups));
     rows(m, [&](int first, int last) {
-        const int64_t at = first * blocks;
-        kernels_.quantise({x + int64_t{first} * matrix.k, codes_.data() + at * kBlock,
+        const int64_t at = first * groups;
+        kernels_.quantise({x + int64_t{first} * matrix.k, codes_.data() + first * codes,
                            scale_.data() + at, neg_sum_.data() + at, last - first, matrix.k,
-                           matrix.k, largest_code(matrix.type)});
+                           matrix.k, largest_code(matrix.type), matrix.scale_run});
     });
 }
 
@@ -25,8 +25,8 @@ void Runtime::pack_rows(const Matrix& matrix, int m) {
     const int panels = num_panels(m);
     grown(panels_, static_cast<size_t>(panels) * num_blocks(matrix.k));
     rows(panels, [&](int first, int last) {
-        kernels_.pack_rows(
-            {codes_.data(), scale_.data(), panels_.data(), m, matrix.k, first, last});
+        kernels_.pack_rows({codes_.data(), scale_.data(), panels_.data(), m, matrix.k, first, last,
+                            matrix.scale_run});
     });
 }
 

@@ -5,8 +5,6 @@
 namespace latrt {
 namespace {
 
-constexpr int kScaleRun = 4;  // blocks that share a scale, where they do
-
 // As runtime/config.cpp and la_trt/config.py bound them; all sums and products below fit.
 constexpr int64_t kMaxSize = 1 << 20, kMaxVocabulary = 1 << 24, kMaxLayers = 1024;
 

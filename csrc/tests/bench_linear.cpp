@@ -188,17 +188,26 @@ int main(int argc, char** argv) {
         if (kernels == nullptr || kernels->isa == Isa::plain) continue;  // too slow to wait for
         runtimes.push_back(std::make_unique<Runtime>(*kernels, threads));
         Runtime* runtime = runtimes.back().get();
-        for (const WeightType type : {WeightType::bf16, WeightType::int8, WeightType::int4}) {
-            constexpr const char* kNames[] = {"f32", "bf16", "int8", "int4"};
-            const bool codes = type != WeightType::bf16;
-            const size_t bytes = size_t(packed_bytes(type, kOutputs, kInputs));
-            entries.push_back({std::string(isa_name(kernels->isa)) + " " + kNames[int(type)],
-                               double(bytes + (codes ? scale_size : 0)),
+        struct Format {
+            const char* name;
+            WeightType type;
+            int scale_run;
+        };
+        for (const Format format : {Format{"bf16", WeightType::bf16, 1},
+                                    {"int8", WeightType::int8, 1},
+                                    {"int8 128", WeightType::int8, kScaleRun},
+                                    {"int4", WeightType::int4, 1},
+                                    {"int4 128", WeightType::int4, kScaleRun}}) {
+            const bool codes = format.type != WeightType::bf16;
+            const size_t bytes = size_t(packed_bytes(format.type, kOutputs, kInputs));
+            entries.push_back({std::string(isa_name(kernels->isa)) + " " + format.name,
+                               double(bytes + (codes ? scale_size / format.scale_run : 0)),
                                double(rows) * kOutputs * kInputs,
-                               [&, bytes, runtime, type](int round) {
+                               [&, bytes, runtime, format](int round) {
                                    const uint8_t* at = w + bytes * (size_t(round) % (size / bytes));
-                                   const Matrix matrix = {type,    at,       scale,
-                                                          nullptr, kOutputs, kInputs};
+                                   const Matrix matrix = {format.type,     at,       scale,
+                                                          nullptr,         kOutputs, kInputs,
+                                                          format.scale_run};
                                    runtime->linear(matrix, x.data(), rows, y.data());
                                },
                                {}});
@@ -215,7 +224,7 @@ int main(int argc, char** argv) {
         }
     }
     for (const Entry& entry : entries) {
-        std::printf("%-13s", entry.name.c_str());
+        std::printf("%-15s", entry.name.c_str());
         if (entry.bytes > 0) {
             const double rate = entry.bytes / entry.best();
             std::printf(" %6.1f (%5.1f) GB/s, %3.0f %% of the read", rate / 1e9,

@@ -18,18 +18,19 @@ struct Layer {
 inline Layer make_layer(WeightType type, uint64_t seed, int m, int n, int k) {
     Random random(seed);
     Layer layer;
-    const size_t blocks = size_t(num_blocks(k)), count = size_t(m) * blocks;
+    const int scale_run = seed % 2 == 0 ? kScaleRun : 1;
+    const size_t group = size_t(scale_run) * kBlock, row = size_t(row_codes(k, scale_run));
+    const size_t count = m * row / group;
     const int64_t ldy = n + random.integer(0, 3);
-    const int scale_run = seed % 3 == 0 ? 4 : 1;
     layer.packed = pack(random, type, n, k, scale_run);
-    layer.codes.resize(count * kBlock, 0);
+    layer.codes.resize(m * row, 0);
     layer.neg_sum.resize(count, 0);
     layer.scale = random.floats(count, 0.001f, 0.02f);
     if (random.integer(0, 9) == 0) layer.scale[count / 2] = std::nanf("");
     for (size_t at = 0; at < layer.codes.size(); ++at) {
-        if (int(at / kBlock % blocks) * kBlock + int(at % kBlock) >= k) continue;
+        if (int(at % row) >= k) continue;
         layer.codes[at] = int8_t(random.integer(-largest_code(type), largest_code(type)));
-        layer.neg_sum[at / kBlock] -= layer.codes[at];
+        layer.neg_sum[at / group] -= layer.codes[at];
     }
     if (random.integer(0, 1) == 1) layer.bias = random.floats(size_t(n));
     const bool accumulate = random.integer(0, 1) == 1;

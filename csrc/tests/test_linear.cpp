@@ -31,22 +31,23 @@ struct Input {
     std::vector<int32_t> neg_sum;
 };
 
-Input make_input(test::Random& random, WeightType type, const Shape& s) {
+Input make_input(test::Random& random, WeightType type, const Shape& s, int scale_run) {
     Input input;
-    const size_t ldx = size_t(s.k) + s.extra, blocks = size_t(num_blocks(s.k));
+    const size_t ldx = size_t(s.k) + s.extra, size = size_t(scale_run) * kBlock;
+    const size_t groups = size_t(num_scales(s.k, scale_run));
     input.x = poison(s.m * ldx);
-    input.codes.resize(s.m * blocks * kBlock, 0);
-    input.neg_sum.resize(s.m * blocks, 0);
-    input.scale = random.floats(s.m * blocks, 0.001f, 0.02f);
+    input.codes.resize(s.m * groups * size, 0);
+    input.neg_sum.resize(s.m * groups, 0);
+    input.scale = random.floats(s.m * groups, 0.001f, 0.02f);
     for (int row = 0; row < s.m; ++row) {
         for (int i = 0; i < s.k; ++i) {
-            const size_t block = row * blocks + i / kBlock;
+            const size_t group = row * groups + i / size;
             float value = random.uniform(-1, 1);
             if (type == WeightType::int8 || type == WeightType::int4) {
                 const int most = largest_code(type), code = random.integer(-most, most);
-                input.codes[block * kBlock + i % kBlock] = int8_t(code);
-                input.neg_sum[block] -= code;
-                value = float(code) * input.scale[block];
+                input.codes[group * size + i % size] = int8_t(code);
+                input.neg_sum[group] -= code;
+                value = float(code) * input.scale[group];
             }
             input.x[row * ldx + i] = value;
             input.meant.push_back(value);
@@ -59,9 +60,9 @@ void check_linear(const Kernels& kernels, WeightType type, uint64_t seed) {
     test::Random random(seed);
     const Shape s = {random.size(20),           random.size(140),          random.size(300),
                      random.integer(0, 1) == 1, random.integer(0, 1) == 1, random.integer(0, 3)};
-    const int scale_run = seed % 3 == 0 ? 4 : 1;
+    const int scale_run = seed / 4 % 2 == 0 ? kScaleRun : 1;
     const test::Packed packed = test::pack(random, type, s.n, s.k, scale_run);
-    const Input input = make_input(random, type, s);
+    const Input input = make_input(random, type, s, scale_run);
     const std::vector<float> bias = random.floats(s.bias ? size_t(s.n) : 0);
     const size_t ldy = size_t(s.n) + s.extra;
     std::vector<float> y = s.accumulate ? random.floats(s.m * ldy) : poison(s.m * ldy);
@@ -120,19 +121,21 @@ TEST(linear_equals_the_reference) {
 
 TEST(linear_int_is_exact_at_the_largest_codes) {
     for (const Kernels* kernels : test::levels()) {
-        for (const int sign : {-1, 1}) {
-            const int k = 64, blocks = 2;
+        for (const int sign_run : {-1, 1, -kScaleRun, kScaleRun}) {
+            const int sign = sign_run < 0 ? -1 : 1, run = sign_run * sign;
+            const int size = run * kBlock, k = 2 * size, blocks = num_blocks(k);
             const std::vector<uint8_t> w8(16 * k, uint8_t(sign * 127 + 128));
             const std::vector<uint8_t> w4(16 * k / 2, sign < 0 ? 0x00 : 0xff);
-            const std::vector<uint16_t> one(16 * blocks, 0x3c00);
+            const std::vector<uint16_t> one(16 * 2, 0x3c00);
             std::vector<int8_t> x(k, 127);
-            const std::vector<float> scale(blocks, 1.0f);
-            std::vector<int32_t> neg_sum(blocks, -32 * 127);
+            const std::vector<float> scale(2, 1.0f);
+            std::vector<int32_t> neg_sum(2, -size * 127);
             std::vector<float> y = poison(16);
             LinearParams p = {
                 w8.data(), one.data(), nullptr, nullptr, x.data(), scale.data(), neg_sum.data(),
                 y.data(),  1,          16,      k,       k,        16,           0,
                 1,         false};
+            p.scale_run = run;
             kernels->linear[int(WeightType::int8)](p);
             for (float value : y) CHECK(value == float(sign * 127 * 127 * k));
             p.w = w4.data();
@@ -140,13 +143,13 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
             for (float value : y) CHECK(value == float((sign < 0 ? -8 : 7) * 127 * k));
             for (const int8_t code : {int8_t(120), int8_t(-120)}) {
                 std::fill(x.begin(), x.end(), code);
-                std::fill(neg_sum.begin(), neg_sum.end(), -32 * code);
+                std::fill(neg_sum.begin(), neg_sum.end(), -size * code);
                 kernels->linear[int(WeightType::int4)](p);
                 const float want = float((sign < 0 ? -8 : 7) * code * k);
                 for (float value : y) CHECK(value == want);
                 if (kernels->linear_int4_panels == nullptr) continue;
                 std::vector<PanelBlock> panels(static_cast<size_t>(blocks));
-                kernels->pack_rows({x.data(), scale.data(), panels.data(), 1, k, 0, 1});
+                kernels->pack_rows({x.data(), scale.data(), panels.data(), 1, k, 0, 1, run});
                 p.panels = panels.data();
                 y = poison(16);
                 p.y = y.data();
@@ -160,9 +163,9 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
 // Some levels add a block's products up in 16 bits, two sums to an output: inputs whose number is 0
 // or 1 of four, and those whose number is 2 or 3. Whatever the signs, neither may overflow.
 TEST(linear_int4_sums_of_a_block_do_not_overflow) {
-    constexpr int kInputs = 32;
     for (const Kernels* kernels : test::levels()) {
-        for (int bits = 0; bits < 16; ++bits) {
+        for (int bits = 0; bits < 32; ++bits) {
+            const int run = bits < 16 ? 1 : kScaleRun, inputs = run * kBlock;
             for (const int most : {127, largest_code(WeightType::int4)}) {
                 std::vector<int8_t> x;
                 int x_neg_sum = 0, total = 0;
@@ -171,25 +174,26 @@ TEST(linear_int4_sums_of_a_block_do_not_overflow) {
                     const int code = (bits >> half & 1) != 0 ? most : -most;
                     const int w = (bits >> (2 + half) & 1) != 0 ? 7 : -8;
                     nibbles[half] = uint8_t((w + 8) * 0x11);
-                    x_neg_sum -= code * kInputs / 2, total += code * w * kInputs / 2;
+                    x_neg_sum -= code * inputs / 2, total += code * w * inputs / 2;
                 }
-                for (int i = 0; i < kInputs; ++i) {
+                for (int i = 0; i < inputs; ++i) {
                     x.push_back(int8_t((bits >> (i / 2 % 2) & 1) != 0 ? most : -most));
                 }
-                std::vector<uint8_t> w(16 * kInputs / 2);
+                std::vector<uint8_t> w(16 * inputs / 2);
                 for (size_t i = 0; i < w.size(); ++i) w[i] = nibbles[i / 2 % 2];
                 const std::vector<uint16_t> one(16, 0x3c00);
                 const float scale = 1.0f;
                 std::vector<float> y = poison(16);
                 LinearParams p = {w.data(),   one.data(), nullptr, nullptr, x.data(), &scale,
-                                  &x_neg_sum, y.data(),   1,       16,      kInputs,  kInputs,
+                                  &x_neg_sum, y.data(),   1,       16,      inputs,   inputs,
                                   16,         0,          1,       false};
+                p.scale_run = run;
                 kernels->linear[int(WeightType::int4)](p);
                 for (float value : y) CHECK(value == float(total));
                 if (kernels->linear_int4_panels == nullptr || most == 127) continue;
-                PanelBlock panel;
-                kernels->pack_rows({x.data(), &scale, &panel, 1, kInputs, 0, 1});
-                p.panels = &panel;
+                PanelBlock panel[kScaleRun];
+                kernels->pack_rows({x.data(), &scale, panel, 1, inputs, 0, 1, run});
+                p.panels = panel;
                 y = poison(16);
                 p.y = y.data();
                 kernels->linear_int4_panels(p);
@@ -215,7 +219,8 @@ TEST(linear_panels_give_the_bits_of_rows) {
                 std::memset(static_cast<void*>(packed.data()), 0xff,
                             packed.size() * sizeof(PanelBlock));
                 PackRowsParams rows = {
-                    layer.codes.data(), layer.scale.data(), packed.data(), m, k, 0, panels / 2};
+                    layer.codes.data(), layer.scale.data(),    packed.data(), m, k, 0,
+                    panels / 2,         layer.params.scale_run};
                 kernels->pack_rows(rows);
                 rows.panel_begin = panels / 2, rows.panel_end = panels;
                 kernels->pack_rows(rows);
@@ -254,26 +259,27 @@ TEST(linear_quantise_rounds_to_the_nearest_code) {
         for (uint64_t seed = 0; seed < 60; ++seed) {
             test::Random random(seed);
             const int largest = largest_code(seed % 2 == 0 ? WeightType::int8 : WeightType::int4);
-            const int m = random.size(5), k = random.size(300), blocks = num_blocks(k);
+            const int run = seed / 2 % 2 == 0 ? 1 : kScaleRun, size = run * kBlock;
+            const int m = random.size(5), k = random.size(300), groups = num_scales(k, run);
             const std::vector<float> x = random.floats(size_t(m) * k, -3, 3);
-            std::vector<int8_t> codes(size_t(m) * blocks * kBlock, 99);
-            std::vector<float> scale = poison(size_t(m) * blocks);
-            std::vector<int32_t> neg_sum(size_t(m) * blocks, -1);
+            std::vector<int8_t> codes(size_t(m) * groups * size, 99);
+            std::vector<float> scale = poison(size_t(m) * groups);
+            std::vector<int32_t> neg_sum(size_t(m) * groups, -1);
             kernels->quantise(
-                {x.data(), codes.data(), scale.data(), neg_sum.data(), m, k, k, largest});
+                {x.data(), codes.data(), scale.data(), neg_sum.data(), m, k, k, largest, run});
             std::vector<int> want;
             std::vector<float> want_scale;
-            reference::quantise(x, m, k, largest, want, want_scale);
+            reference::quantise(x, m, k, largest, size, want, want_scale);
             for (int row = 0; row < m; ++row) {
-                for (int i = 0; i < blocks * kBlock; ++i) {
-                    const size_t block = size_t(row) * blocks + i / kBlock;
-                    const int code = codes[block * kBlock + i % kBlock];
-                    neg_sum[block] += code;
+                for (int i = 0; i < groups * size; ++i) {
+                    const size_t group = size_t(row) * groups + i / size;
+                    const int code = codes[group * size + i % size];
+                    neg_sum[group] += code;
                     CHECK(std::abs(code) <= largest);
                     const float value = i < k ? x[size_t(row) * k + i] : 0.0f;
-                    CHECK(std::fabs(value - float(code) * scale[block]) <= 0.5001f * scale[block]);
+                    CHECK(std::fabs(value - float(code) * scale[group]) <= 0.5001f * scale[group]);
                     if (i < k) CHECK(std::abs(code - want[size_t(row) * k + i]) <= 1);
-                    CHECK(std::fabs(scale[block] - want_scale[block]) <= 1e-6f * scale[block]);
+                    CHECK(std::fabs(scale[group] - want_scale[group]) <= 1e-6f * scale[group]);
                 }
             }
             for (int32_t rest : neg_sum) CHECK(rest == 0);
@@ -292,6 +298,10 @@ TEST(linear_quantise_of_zeros_and_of_what_is_not_finite) {
             kernels->quantise({x.data(), codes.data(), scale.data(), neg_sum.data(), 1, 96, 96});
             CHECK(scale[0] == 0 && scale[2] == 0 && std::isnan(scale[1]));
             for (int i = 0; i < 32; ++i) CHECK(codes[i] == 0);
+            codes.resize(128, 99);
+            kernels->quantise(
+                {x.data(), codes.data(), scale.data(), neg_sum.data(), 1, 96, 96, 127, kScaleRun});
+            CHECK(std::isnan(scale[0]) && scale[2] == 0);
         }
     }
 }

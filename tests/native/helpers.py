@@ -17,6 +17,7 @@ from build_engines.native import (
     matrices,
     pack_codes,
     pack_float,
+    scale_size,
     write_native,
 )
 from build_engines.progress import Progress
@@ -80,21 +81,23 @@ def make_native_engine(
     return NativeEngine(bundle, **{"threads": 2, "max_batch": 4, "max_len": max_len, **options})
 
 
-def quantised_activations(model: QwenVL, weights: Format) -> QwenVL:
+def quantised_activations(model: QwenVL, weights: Format, block_size: int = BLOCK) -> QwenVL:
     """`model` itself, the input of every linear layer rounded as it meets such weights."""
-    largest = 120 if weights == "int4" else 127
+    largest, group = 120 if weights == "int4" else 127, scale_size(block_size)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) or module is model.visual.patch_embed:
-            module.register_forward_pre_hook(lambda _, args: (round_blocks(args[0], largest),))
+            module.register_forward_pre_hook(
+                lambda _, args: (round_groups(args[0], largest, group),)
+            )
     norm = model.model.norm  # before the head
-    norm.register_forward_hook(lambda _, args, out: round_blocks(out, largest))
+    norm.register_forward_hook(lambda _, args, out: round_groups(out, largest, group))
     return model
 
 
-def round_blocks(x: torch.Tensor, largest: int) -> torch.Tensor:
-    """max|x| / largest of every 32 numbers of a row, times the nearest code."""
+def round_groups(x: torch.Tensor, largest: int, group: int) -> torch.Tensor:
+    """max|x| / largest of every `group` numbers of a row, times the nearest code."""
     width = x.shape[-1]
-    blocks = torch.nn.functional.pad(x, (0, -width % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = torch.nn.functional.pad(x, (0, -width % group)).unflatten(-1, (-1, group))
     scale = blocks.abs().amax(-1, keepdim=True) / largest
     codes = torch.where(scale > 0, blocks / scale, 0.0).round()
     return (codes * scale).flatten(-2)[..., :width]

@@ -76,7 +76,7 @@ def test_every_level_and_format(isa: str, weights: Format, block_size: int, tmp_
         script = random_script(engine.config, seed, kinds=KINDS)
         rounded = round_model(random_model(seed), **formats)
         if codes:
-            rounded = quantised_activations(rounded, weights)
+            rounded = quantised_activations(rounded, weights, block_size)
         (got,), (expected,) = play(engine, [script]), play(TorchEngine(rounded), [script])
         found.append(errors(got, expected))
     logits, masses = zip(*found, strict=True)

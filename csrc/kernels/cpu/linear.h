@@ -7,10 +7,10 @@
 //   int4  (N/16, K/32, 4, 16, 4) uint8: code + 8; the low nibble of [g] belongs to inputs
 //         4 g .. 4 g + 3 of the block, the high one to those 16 further on
 // with scales f16 for int8 and int4, weight = code * scale: (N/16, K/32, 16), or (N/16, K/128, 16)
-// where four blocks share one (`scale_run`), which gives the same bits as four equal ones. Float
-// weights meet the activations as they are; int8 and int4 meet them quantised to int8 in blocks of
-// 32. Where there are many rows of them, some levels want them in panels (`Kernels::pack_rows`),
-// and answer with the same bits.
+// where four blocks are a group that shares one (`scale_run`). Float weights meet the activations
+// as they are; int8 and int4 meet them quantised to int8 in the same groups: the products of a
+// group are summed as integers, and multiplied by both scales. Where there are many rows of them,
+// some levels want them in panels (`Kernels::pack_rows`), and answer with the same bits.
 #pragma once
 
 #include "kernels/cpu/types.h"
@@ -23,6 +23,8 @@ constexpr int largest_code(WeightType type) {
     return type == WeightType::int4 ? 120 : 127;
 }
 
+inline constexpr int kScaleRun = 4;  // blocks of a group; else a block is a group by itself
+
 inline constexpr int kPanelsFrom = 48;  // rows that make packing them worth it
 inline constexpr int kPanelRows = 8;
 inline constexpr int kPanelBlocks = 8;  // of a panel that stand one behind the other
@@ -30,18 +32,19 @@ inline constexpr int kPanelBlocks = 8;  // of a panel that stand one behind the 
 // 32 inputs of 8 rows of activations for int4 weights.
 struct PanelBlock {
     int8_t codes[kBlock / 4][kPanelRows][4];  // fours along K
-    int32_t start[kPanelRows];                // what a row's sums of products begin with
+    int32_t start[kPanelRows];  // what a row's sums of a group begin with, in its first block
     float scale[kPanelRows];
 };
 
 // Panels are (K/32/8, M/8, 8) blocks, 8 along K together, at the end as many as are left. Behind
 // row M are zeros.
 struct PackRowsParams {
-    const int8_t* xq;      // (M, K/32, 32), codes up to `largest_code`   in
-    const float* x_scale;  // (M, K/32)                                   in
-    PanelBlock* panels;    // all of them                                 out
+    const int8_t* xq;      // as in LinearParams, codes up to `largest_code`   in
+    const float* x_scale;  // (M, groups)                                      in
+    PanelBlock* panels;    // all of them                                      out
     int m, k;
     int panel_begin, panel_end;  // of 8 rows, to pack
+    int scale_run = 1;
 };
 
 struct LinearParams {
@@ -49,28 +52,29 @@ struct LinearParams {
     const uint16_t* w_scale;   // (N/16, scales, 16) f16; int8, int4              in
     const float* bias;         // (N) or null                                     in
     const float* x;            // (M, K), rows `ldx` apart; f32, bf16             in
-    const int8_t* xq;          // (M, K/32, 32); int8, int4                       in
-    const float* x_scale;      // (M, K/32); int8, int4                           in
-    const int32_t* x_neg_sum;  // (M, K/32): minus a block's sum of codes          in
+    const int8_t* xq;          // (M, groups, scale_run, 32); int8, int4          in
+    const float* x_scale;      // (M, groups); int8, int4                         in
+    const int32_t* x_neg_sum;  // (M, groups): minus a group's sum of codes       in
     float* y;                  // (M, N), rows `ldy` apart                        out
     int m, n, k;               // k as it is, not rounded up to whole blocks
     int64_t ldx, ldy;
     int tile_begin, tile_end;            // tiles of 16 outputs to compute
     bool accumulate;                     // y += instead of y =
     const PanelBlock* panels = nullptr;  // for `Kernels::linear_int4_panels`     in
-    int scale_run = 1;                   // blocks of weights that share a scale
+    int scale_run = 1;                   // blocks of a group: 1 or `kScaleRun`
 };
 
-// Rows of float to int8 codes in blocks of 32: x = code * scale, scale = max|x| / largest. A block
-// with a number that is not finite gets the scale NaN, so that its outputs are NaN.
+// Rows of float to int8 codes in groups: x = code * scale, scale = max|x| / largest. A group with
+// a number that is not finite gets the scale NaN, so that its outputs are NaN.
 struct QuantiseParams {
     const float* x;      // (M, K), rows `ldx` apart                     in
-    int8_t* xq;          // (M, K/32, 32), zeros behind K                out
-    float* x_scale;      // (M, K/32)                                    out
-    int32_t* x_neg_sum;  // (M, K/32): minus a block's sum of codes      out
+    int8_t* xq;          // (M, groups, scale_run, 32), zeros behind K   out
+    float* x_scale;      // (M, groups)                                  out
+    int32_t* x_neg_sum;  // (M, groups): minus a group's sum of codes    out
     int m, k;
     int64_t ldx;
     int largest = 127;  // code, `largest_code`
+    int scale_run = 1;
 };
 
 // One row of packed weights as floats: the embedding of a token.
@@ -92,9 +96,13 @@ constexpr int num_blocks(int k) {
 constexpr int num_panels(int m) {
     return (m + kPanelRows - 1) / kPanelRows;
 }
-// Scales of an output.
+// Groups, each with a scale, of an output's weights and of a row of activations.
 constexpr int num_scales(int k, int scale_run) {
     return (num_blocks(k) + scale_run - 1) / scale_run;
+}
+// Codes of a row of activations: whole groups.
+constexpr int64_t row_codes(int k, int scale_run) {
+    return int64_t{num_scales(k, scale_run)} * scale_run * kBlock;
 }
 // Where block `block` of panel `panel` stands.
 constexpr int64_t panel_at(int m, int k, int panel, int block) {

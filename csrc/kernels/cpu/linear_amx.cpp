@@ -1,8 +1,9 @@
 // int8 and int4 linear layers of many rows on AMX tiles; all else is the level avx512.
 //
-// A block of 32 inputs has scales of its own, so its products are summed exactly in a tile and then
-// scaled and added up in float by vectors, in avx512's order: both levels give the same bits, so
-// that the number of rows that happen to come together changes no answer.
+// The products of a group of inputs are summed exactly in a tile, then scaled and added up in float
+// by vectors, in avx512's order: both levels give the same bits, so that the number of rows that
+// happen to come together changes no answer. A group of one block fills half of a tile's depth; one
+// of four is two tiles deep.
 #include <immintrin.h>
 
 #include "kernels/cpu/kernels.h"
@@ -20,18 +21,23 @@ namespace {
 
 constexpr int kTileRows = 16;            // rows of activations in a tile
 constexpr int kCodes = kLanes * kBlock;  // signed bytes of a block of 16 outputs
-constexpr int kGroup = 4;                // blocks whose products are under way together
+constexpr int kSlots = 4;                // groups whose products are under way together
 constexpr int kChunk = 32;               // blocks unpacked together: 16 KiB, in L1
 constexpr int kPanels = 8;               // of 16 rows that share what is unpacked
 constexpr int kRows = 4, kColumns = 6;   // tile registers behind the sums: two each
 constexpr int kSumBytes = kLanes * sizeof(int32_t);
 
-constexpr TileShapes shapes() {
+// Blocks that a tile is deep.
+constexpr int depth(int run) {
+    return run == 1 ? 1 : 2;
+}
+
+constexpr TileShapes shapes(int run) {
     TileShapes all;
-    for (int i = 0; i < kGroup; ++i) all.set(i, kTileRows, kSumBytes);
+    for (int i = 0; i < kSlots; ++i) all.set(i, kTileRows, kSumBytes);
     for (int i = 0; i < 2; ++i) {
-        all.set(kRows + i, kTileRows, kBlock);
-        all.set(kColumns + i, kBlock / 4, kSumBytes);
+        all.set(kRows + i, kTileRows, depth(run) * kBlock);
+        all.set(kColumns + i, depth(run) * kBlock / 4, kSumBytes);
     }
     return all;
 }
@@ -61,30 +67,43 @@ void unpack(const uint8_t* from, int count, int8_t* to) {
 
 using Products = int32_t[kTileRows * kLanes];  // of 16 rows with a block of 16 outputs
 
-template <int kSlot>
-void multiply_block(const int8_t* xq, int64_t stride, const int8_t* codes) {
-    constexpr int kOdd = kSlot % 2;
-    zero_tile<kSlot>();
-    load_tile<kRows + kOdd>(xq + kSlot * kBlock, stride);
-    load_tile<kColumns + kOdd>(codes + kSlot * kCodes, kSumBytes);
+template <int kSlot, int kOdd>
+void add_products(const int8_t* xq, int64_t stride, const int8_t* codes) {
+    load_tile<kRows + kOdd>(xq, stride);
+    load_tile<kColumns + kOdd>(codes, kSumBytes);
     dot_tiles<kSlot, kRows + kOdd, kColumns + kOdd>();
 }
 
-// The products of up to four blocks; they overlap, as each has sums of its own.
+// The products of a group, the first of whose blocks is block kSlot * kRun of `count`.
+template <int kSlot, int kRun>
+void multiply_group(const int8_t* xq, int64_t stride, const int8_t* codes, int count) {
+    constexpr int kFirst = kSlot * kRun, kDepth = depth(kRun);
+    xq += kFirst * kBlock, codes += kFirst * kCodes;
+    zero_tile<kSlot>();
+    add_products<kSlot, kRun == 1 ? kSlot % 2 : 0>(xq, stride, codes);
+    if constexpr (kRun > kDepth) {
+        static_assert(kRun <= 2 * kDepth);
+        if (count <= kFirst + kDepth) return;
+        add_products<kSlot, 1>(xq + kDepth * kBlock, stride, codes + kDepth * kCodes);
+    }
+}
+
+// The products of up to four groups, `count` blocks; they overlap, as each has sums of its own.
+template <int kRun>
 void multiply(const int8_t* xq, int64_t stride, const int8_t* codes, int count,
               Products* products) {
-    multiply_block<0>(xq, stride, codes);
-    if (count > 1) multiply_block<1>(xq, stride, codes);
-    if (count > 2) multiply_block<2>(xq, stride, codes);
-    if (count > 3) multiply_block<3>(xq, stride, codes);
+    multiply_group<0, kRun>(xq, stride, codes, count);
+    if (count > kRun) multiply_group<1, kRun>(xq, stride, codes, count);
+    if (count > 2 * kRun) multiply_group<2, kRun>(xq, stride, codes, count);
+    if (count > 3 * kRun) multiply_group<3, kRun>(xq, stride, codes, count);
     store_tile<0>(products[0], kSumBytes);
-    if (count > 1) store_tile<1>(products[1], kSumBytes);
-    if (count > 2) store_tile<2>(products[2], kSumBytes);
-    if (count > 3) store_tile<3>(products[3], kSumBytes);
+    if (count > kRun) store_tile<1>(products[1], kSumBytes);
+    if (count > 2 * kRun) store_tile<2>(products[2], kSumBytes);
+    if (count > 3 * kRun) store_tile<3>(products[3], kSumBytes);
 }
 
 void scale_add(__m512 (&totals)[kTileRows], const Products& products, const uint16_t* w_scale,
-               const float* x_scale, int64_t blocks) {
+               const float* x_scale, int64_t groups) {
     const auto* halves = reinterpret_cast<const __m256i*>(w_scale);
     const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
 #pragma GCC unroll 16
@@ -92,32 +111,34 @@ void scale_add(__m512 (&totals)[kTileRows], const Products& products, const uint
         const __m512 sums = _mm512_cvtepi32_ps(_mm512_load_si512(products + m * kLanes));
         const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(*x_scale));
         totals[m] = _mm512_fmadd_ps(sums, both, totals[m]);
-        x_scale += blocks;
+        x_scale += groups;
         asm("" : "+r"(x_scale));  // GCC would keep sixteen pointers, which do not fit the registers
     }
 }
 
-// Adds `count` blocks to the totals (16, 16) of 16 rows. Scaling is one group behind multiplying,
-// so that it finds its products stored.
+// Adds `count` blocks, whole groups but the last of a row, to the totals (16, 16) of 16 rows.
+// Scaling is four groups behind multiplying, so that it finds its products stored.
+template <int kRun>
 void add_blocks(const LinearParams& p, int row, int tile, int first_block, int count,
                 const int8_t* codes, float* out) {
-    const int64_t blocks = num_blocks(p.k), stride = blocks * kBlock;
+    const int64_t all_groups = num_scales(p.k, kRun), stride = row_codes(p.k, kRun);
     const int8_t* xq = p.xq + row * stride + first_block * kBlock;
-    const float* x_scale = p.x_scale + row * blocks + first_block;
-    const int64_t scales = num_scales(p.k, p.scale_run);
-    const uint16_t* w_scale = p.w_scale + (tile * scales + first_block / p.scale_run) * kLanes;
-    alignas(64) Products products[2][kGroup];
+    const float* x_scale = p.x_scale + row * all_groups + first_block / kRun;
+    const uint16_t* w_scale = p.w_scale + (tile * all_groups + first_block / kRun) * kLanes;
+    alignas(64) Products products[2][kSlots];
     __m512 totals[kTileRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kTileRows; ++m) totals[m] = _mm512_load_ps(out + m * kLanes);
-    for (int b = 0; b < count + kGroup; b += kGroup) {
+    const int groups = (count + kRun - 1) / kRun;
+    for (int g = 0; g < groups + kSlots; g += kSlots) {
+        const int b = g * kRun;
         if (b < count) {
-            const int rest = count - b < kGroup ? count - b : kGroup;
-            multiply(xq + b * kBlock, stride, codes + b * kCodes, rest, products[b / kGroup % 2]);
+            multiply<kRun>(xq + b * kBlock, stride, codes + b * kCodes, count - b,
+                           products[g / kSlots % 2]);
         }
-        for (int i = b - kGroup; i >= 0 && i < b && i < count; ++i) {
-            scale_add(totals, products[i / kGroup % 2][i % kGroup],
-                      w_scale + i / p.scale_run * kLanes, x_scale + i, blocks);
+        for (int i = g - kSlots; i >= 0 && i < g && i < groups; ++i) {
+            scale_add(totals, products[i / kSlots % 2][i % kSlots], w_scale + i * kLanes,
+                      x_scale + i, all_groups);
         }
     }
 #pragma GCC unroll 16
@@ -125,8 +146,9 @@ void add_blocks(const LinearParams& p, int row, int tile, int first_block, int c
 }
 
 // `panels` times 16 rows of one tile of outputs.
-template <int kBits>
+template <int kBits, int kRun>
 void multiply_tile(const LinearParams& p, int row, int panels, int tile) {
+    static_assert(kChunk % kRun == 0);
     const int blocks = num_blocks(p.k);
     const auto* w = static_cast<const uint8_t*>(p.w) + int64_t{tile} * blocks * kCodes * kBits / 8;
     alignas(64) int8_t codes[kChunk * kCodes];
@@ -134,8 +156,10 @@ void multiply_tile(const LinearParams& p, int row, int panels, int tile) {
     for (int first = 0; first < blocks; first += kChunk) {
         const int count = blocks - first < kChunk ? blocks - first : kChunk;
         unpack<kBits>(w + int64_t{first} * kCodes * kBits / 8, count, codes);
+        // A last tile of half the depth: it meets activations of zero.
+        if (count % depth(kRun) != 0) __builtin_memset(codes + count * kCodes, 0, kCodes);
         for (int i = 0; i < panels; ++i) {
-            add_blocks(p, row + i * kTileRows, tile, first, count, codes, totals[i]);
+            add_blocks<kRun>(p, row + i * kTileRows, tile, first, count, codes, totals[i]);
         }
     }
     for (int i = 0; i < panels; ++i) finish<kTileRows>(p, totals[i], row + i * kTileRows, tile);
@@ -143,25 +167,26 @@ void multiply_tile(const LinearParams& p, int row, int panels, int tile) {
 
 // The rows from `row` on, of one tile of outputs, by avx512.
 void remaining_rows(const LinearParams& p, int row, int tile, WeightType type) {
-    const int64_t blocks = num_blocks(p.k);
+    const int64_t groups = num_scales(p.k, p.scale_run);
     LinearParams rest = p;
-    rest.xq += row * blocks * kBlock, rest.x_scale += row * blocks, rest.x_neg_sum += row * blocks;
+    rest.xq += row * row_codes(p.k, p.scale_run);
+    rest.x_scale += row * groups, rest.x_neg_sum += row * groups;
     rest.y += row * p.ldy, rest.m -= row;
     rest.tile_begin = tile, rest.tile_end = tile + 1;
     avx512::table().linear[static_cast<int>(type)](rest);
 }
 
-template <int kBits>
+template <int kBits, int kRun>
 void run(const LinearParams& p) {
     constexpr WeightType kType = kBits == 4 ? WeightType::int4 : WeightType::int8;
     if (p.m < kTileRows) return avx512::table().linear[static_cast<int>(kType)](p);
-    constexpr TileShapes kShapes = shapes();
+    constexpr TileShapes kShapes = shapes(kRun);
     use_tiles(kShapes);
     for (int tile = p.tile_begin; tile < p.tile_end; ++tile) {
         int row = 0;
         while (row + kTileRows <= p.m) {
             const int whole = (p.m - row) / kTileRows, panels = whole < kPanels ? whole : kPanels;
-            multiply_tile<kBits>(p, row, panels, tile);
+            multiply_tile<kBits, kRun>(p, row, panels, tile);
             row += panels * kTileRows;
         }
         if (row < p.m) remaining_rows(p, row, tile, kType);
@@ -170,11 +195,11 @@ void run(const LinearParams& p) {
 }
 
 void linear_int8(const LinearParams& p) {
-    run<8>(p);
+    p.scale_run == 1 ? run<8, 1>(p) : run<8, kScaleRun>(p);
 }
 
 void linear_int4(const LinearParams& p) {
-    run<4>(p);
+    p.scale_run == 1 ? run<4, 1>(p) : run<4, kScaleRun>(p);
 }
 
 }  // namespace

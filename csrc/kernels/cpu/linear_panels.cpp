@@ -19,8 +19,10 @@ constexpr int kTiles = 4;                    // that share a panel in the L1 cac
 constexpr int kPanels = 32;                  // whose sums stay in the L2 cache meanwhile
 
 // `tiles` tiles of outputs from `tile` on, the panels [begin, end).
+template <int kRun>
 void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int end) {
-    const int blocks = num_blocks(p.k), scales = num_scales(p.k, p.scale_run);
+    static_assert(kPanelBlocks % kRun == 0);
+    const int blocks = num_blocks(p.k), scales = num_scales(p.k, kRun);
     const auto* w = static_cast<const uint8_t*>(p.w);
     Weights weights[kTiles];
     Totals totals[kPanels][kTiles];
@@ -31,19 +33,19 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
         for (int t = 0; t < tiles; ++t) {
             const uint8_t* codes = w + (int64_t{tile + t} * blocks + first) * kBytes;
             const uint16_t* scale =
-                p.w_scale + (int64_t{tile + t} * scales + first / p.scale_run) * kLanes;
-            unpack(codes, scale, p.scale_run, count, weights[t]);
+                p.w_scale + (int64_t{tile + t} * scales + first / kRun) * kLanes;
+            unpack<kRun>(codes, scale, count, weights[t]);
             const int64_t skip = last ? tiles - 1 : 0;  // to the next tiles' first blocks
             fetch(codes + (skip * blocks + count) * kBytes, kPanelBlocks * kBytes);
-            fetch(scale + (skip * scales + count / p.scale_run) * kLanes,
-                  kPanelBlocks * kLanes * 2 / p.scale_run);
+            fetch(scale + (skip * scales + count / kRun) * kLanes,
+                  kPanelBlocks * kLanes * 2 / kRun);
         }
         for (int panel = begin; panel < end; ++panel) {
             const PanelBlock* x = p.panels + panel_at(p.m, p.k, panel, first);
             const auto* ahead = reinterpret_cast<const char*>(x + count);
             Totals* of_panel = totals[panel - begin];
             for (int t = 0; t < tiles; ++t, ahead += 128 * count) {
-                multiply(weights[t], x, count, of_panel[t], ahead);
+                multiply<kRun>(weights[t], x, count, of_panel[t], ahead);
             }
             if (!last) continue;
             for (int m = 0; m < kPanelRows && panel * kPanelRows + m < p.m; ++m) {
@@ -57,34 +59,50 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
     }
 }
 
-}  // namespace
-
-void pack_rows(const PackRowsParams& p) {
+template <int kRun>
+void pack_panels(const PackRowsParams& p) {
     constexpr int8_t kNone[kBlock] = {};
-    const int blocks = num_blocks(p.k);
+    const int blocks = num_blocks(p.k), groups = num_scales(p.k, kRun);
     for (int panel = p.panel_begin; panel < p.panel_end; ++panel) {
+        PanelBlock* first = nullptr;  // of a group
         for (int b = 0; b < blocks; ++b) {
             PanelBlock& to = p.panels[panel_at(p.m, p.k, panel, b)];
             const int8_t* rows[kPanelRows];
             for (int m = 0; m < kPanelRows; ++m) {
-                const int64_t row = int64_t{panel} * kPanelRows + m, at = row * blocks + b;
-                rows[m] = row < p.m ? p.xq + at * kBlock : kNone;
-                to.scale[m] = row < p.m ? p.x_scale[at] : 0.0f;
+                const int64_t row = int64_t{panel} * kPanelRows + m;
+                rows[m] = row < p.m ? p.xq + row * row_codes(p.k, kRun) + b * kBlock : kNone;
+                to.scale[m] = row < p.m ? p.x_scale[row * groups + b / kRun] : 0.0f;
             }
-            pack_block(rows, to);
+            pack_block<kRun>(rows, to);
+            if (b % kRun == 0) {
+                first = &to;
+            } else {
+                for (int m = 0; m < kPanelRows; ++m) first->start[m] += to.start[m];
+            }
         }
     }
 }
 
-void linear_int4_panels(const LinearParams& p) {
+template <int kRun>
+void run(const LinearParams& p) {
     const int panels = num_panels(p.m);
     for (int begin = 0; begin < panels; begin += kPanels) {
         const int end = begin + kPanels < panels ? begin + kPanels : panels;
         for (int tile = p.tile_begin; tile < p.tile_end; tile += kTiles) {
             const int tiles = p.tile_end - tile < kTiles ? p.tile_end - tile : kTiles;
-            multiply_piece(p, tile, tiles, begin, end);
+            multiply_piece<kRun>(p, tile, tiles, begin, end);
         }
     }
+}
+
+}  // namespace
+
+void pack_rows(const PackRowsParams& p) {
+    p.scale_run == 1 ? pack_panels<1>(p) : pack_panels<kScaleRun>(p);
+}
+
+void linear_int4_panels(const LinearParams& p) {
+    p.scale_run == 1 ? run<1>(p) : run<kScaleRun>(p);
 }
 
 }  // namespace latrt::LATRT_LEVEL

@@ -16,59 +16,76 @@ constexpr int kRows = 4;             // of a panel whose sums fit the registers
 // Up to `kPanelBlocks` blocks of a tile of outputs, ready for every row.
 struct alignas(64) Weights {
     Bytes groups[kPanelBlocks][kGroups];
-    Floats scale[kPanelBlocks];
+    Floats scale[kPanelBlocks];  // of a group, in its first block
 };
 
 using Totals = Floats[kPanelRows];
 
-void unpack(const uint8_t* codes, const uint16_t* scales, int scale_run, int blocks, Weights& to) {
+template <int kRun>
+void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& to) {
     for (int b = 0; b < blocks; ++b) {
         for (int g = 0; g < kGroups / 2; ++g, codes += 64) {
             const Bytes pair = load_bytes(codes);
             to.groups[b][g] = low_nibbles(pair);
             to.groups[b][kGroups / 2 + g] = high_nibbles(pair);
         }
-        to.scale[b] = load_halves(scales + b / scale_run * kLanes);
+        if (b % kRun == 0) to.scale[b] = load_halves(scales + b / kRun * kLanes);
     }
 }
 
-// Adds `blocks` blocks of `kRows` rows of a panel, from `kRow` on.
-template <int kRow>
+// Adds `blocks` blocks of `kRows` rows of a panel, from `kRow` on. A block by itself begins with
+// what is subtracted for it in 16 bits; a group ends with what is for all of it, in 32.
+template <int kRow, int kRun>
 void multiply_rows(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
                    const char* ahead) {
     Floats total[kRows];
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) total[m] = totals[kRow + m];
-    for (int b = 0; b < blocks; ++b, ++x, ahead += 64) {
-        __builtin_prefetch(ahead);
-        Sums4 sums[kRows];
+    for (int b = 0; b < blocks;) {
+        const int first = b, end = kRun == 1 || kRun < blocks - b ? b + kRun : blocks;
+        const PanelBlock* of_group = x;
+        Ints ints[kRows] = {};
+        do {
+            __builtin_prefetch(ahead);
+            Sums4 sums[kRows];
 #pragma GCC unroll 4
-        for (int m = 0; m < kRows; ++m) {
-            const __m256i start = _mm256_set1_epi32(x->start[kRow + m]);
-            sums[m] = {{start, start}};
-        }
+            for (int m = 0; m < kRows; ++m) {
+                const __m256i start = _mm256_set1_epi32(kRun == 1 ? x->start[kRow + m] : 0);
+                sums[m] = {{start, start}};
+            }
 #pragma GCC unroll 8
-        for (int g = 0; g < kGroups; ++g) {
-            const Bytes group = w.groups[b][g];
+            for (int g = 0; g < kGroups; ++g) {
+                const Bytes group = w.groups[b][g];
 #pragma GCC unroll 4
-            for (int m = 0; m < kRows; ++m) dot4(sums[m], group, quad(x->codes[g][kRow + m]));
-        }
+                for (int m = 0; m < kRows; ++m) dot4(sums[m], group, quad(x->codes[g][kRow + m]));
+            }
+#pragma GCC unroll 4
+            for (int m = 0; m < kRows; ++m) {
+                kRun == 1 ? void(ints[m] = ints_of(sums[m])) : add_ints(ints[m], ints_of(sums[m]));
+            }
+            ++x, ahead += 64;
+        } while (++b < end);
 #pragma GCC unroll 4
         for (int m = 0; m < kRows; ++m) {
-            scale_add(total[m], ints_of(sums[m]), w.scale[b], x->scale[kRow + m]);
+            if (kRun > 1) {
+                const __m256i start = _mm256_set1_epi32(of_group->start[kRow + m]);
+                add_ints(ints[m], {{start, start}});
+            }
+            scale_add(total[m], ints[m], w.scale[first], of_group->scale[kRow + m]);
         }
     }
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) totals[kRow + m] = total[m];
 }
 
-// Adds `blocks` blocks of a panel to its totals with one tile; fetches what lies at `ahead`, 128
-// bytes a block.
+// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with one tile;
+// fetches what lies at `ahead`, 128 bytes a block.
+template <int kRun>
 void multiply(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
               const char* ahead) {
     static_assert(kPanelRows == 2 * kRows);
-    multiply_rows<0>(w, x, blocks, totals, ahead);
-    multiply_rows<kRows>(w, x, blocks, totals, ahead + int64_t{64} * blocks);
+    multiply_rows<0, kRun>(w, x, blocks, totals, ahead);
+    multiply_rows<kRows, kRun>(w, x, blocks, totals, ahead + int64_t{64} * blocks);
 }
 
 // Words i of 8 rows to row i of 8 words.
@@ -91,6 +108,7 @@ inline void transpose(__m256i (&rows)[8]) {
 }
 
 // Interleaves the codes of 8 rows by fours.
+template <int kRun>
 void pack_block(const int8_t* const* rows, PanelBlock& to) {
     __m256i groups[kGroups];
     for (int m = 0; m < kPanelRows; ++m) {
@@ -102,12 +120,19 @@ void pack_block(const int8_t* const* rows, PanelBlock& to) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.codes[g]), groups[g]);
         sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(_mm256_set1_epi8(1), groups[g]));
     }
-    // As `start4` has it: minus 4 times the sum of both halves, in either.
-    const __m256i turned =
-        _mm256_or_si256(_mm256_slli_epi32(sums, 16), _mm256_srli_epi32(sums, 16));
-    const __m256i four_times = _mm256_slli_epi16(_mm256_add_epi16(sums, turned), 2);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.start),
-                        _mm256_sub_epi16(_mm256_setzero_si256(), four_times));
+    const __m256i none = _mm256_setzero_si256();
+    __m256i start;
+    if constexpr (kRun ==
+                  1) {  // as `start4` has it: minus 4 times the sum of both halves, in either
+        const __m256i turned =
+            _mm256_or_si256(_mm256_slli_epi32(sums, 16), _mm256_srli_epi32(sums, 16));
+        const __m256i four_times = _mm256_slli_epi16(_mm256_add_epi16(sums, turned), 2);
+        start = _mm256_sub_epi16(none, four_times);
+    } else {
+        const __m256i both = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+        start = _mm256_sub_epi32(none, _mm256_slli_epi32(both, 3));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.start), start);
 }
 
 }  // namespace

@@ -31,15 +31,18 @@ struct alignas(64) Weights {
         Bytes j, i;
     };
     Group groups[kPanelBlocks][kGroups];
+    // Of a group, in its first block.
     Ints start[kPanelBlocks];  // the products w_i w_j, subtracted
     Floats scale[kPanelBlocks];
 };
 
 using Totals = Floats[kPanelRows];
 
-void unpack(const uint8_t* codes, const uint16_t* scales, int scale_run, int blocks, Weights& to) {
+template <int kRun>
+void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& to) {
+    Ints products = _mm512_setzero_si512();
     for (int b = 0; b < blocks; ++b) {
-        Ints products = _mm512_setzero_si512();
+        if (b % kRun == 0) products = _mm512_setzero_si512();
         for (int g = 0; g < kGroups; ++g, codes += 64) {
             const Bytes pair = load_bytes(codes);
             Bytes i = low_nibbles(pair), j = high_nibbles(pair);
@@ -50,43 +53,49 @@ void unpack(const uint8_t* codes, const uint16_t* scales, int scale_run, int blo
             }
             to.groups[b][g] = {j, i};
         }
-        to.start[b] = _mm512_sub_epi32(_mm512_setzero_si512(), products);
-        to.scale[b] = load_halves(scales + b / scale_run * kLanes);
+        to.start[b / kRun * kRun] = _mm512_sub_epi32(_mm512_setzero_si512(), products);
+        if (b % kRun == 0) to.scale[b] = load_halves(scales + b / kRun * kLanes);
     }
 }
 
-// Adds `blocks` blocks of a panel to its totals with one tile; fetches what lies at `ahead`, 128
-// bytes a block.
+// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with one tile;
+// fetches what lies at `ahead`, 128 bytes a block.
+template <int kRun>
 void multiply(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
               const char* ahead) {
     Floats total[kPanelRows];
 #pragma GCC unroll 8
     for (int m = 0; m < kPanelRows; ++m) total[m] = totals[m];
-    for (int b = 0; b < blocks; ++b, ++x, ahead += 128) {
-        __builtin_prefetch(ahead);
-        __builtin_prefetch(ahead + 64);
+    for (int b = 0; b < blocks;) {
+        const int first = b, end = kRun == 1 || kRun < blocks - b ? b + kRun : blocks;
+        const PanelBlock* of_group = x;
         Ints sums[kPanelRows];
 #pragma GCC unroll 8
         for (int m = 0; m < kPanelRows; ++m) {
-            sums[m] = _mm512_add_epi32(w.start[b], _mm512_set1_epi32(x->start[m]));
+            sums[m] = _mm512_add_epi32(w.start[first], _mm512_set1_epi32(x->start[m]));
         }
+        do {
+            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead + 64);
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroups; ++g) {
-            const Weights::Group group = w.groups[b][g];
+            for (int g = 0; g < kGroups; ++g) {
+                const Weights::Group group = w.groups[b][g];
 #pragma GCC unroll 8
-            for (int m = 0; m < kPanelRows; ++m) {
-                const Bytes i = quad(x->codes[g][m]), j = quad(x->codes[g + kGroups][m]);
-                if (g < kDirect) {
-                    dot4(sums[m], group.j, j);
-                    dot4(sums[m], group.i, i);
-                } else {
-                    dot4(sums[m], _mm512_add_epi8(i, group.j), _mm512_add_epi8(j, group.i));
+                for (int m = 0; m < kPanelRows; ++m) {
+                    const Bytes i = quad(x->codes[g][m]), j = quad(x->codes[g + kGroups][m]);
+                    if (g < kDirect) {
+                        dot4(sums[m], group.j, j);
+                        dot4(sums[m], group.i, i);
+                    } else {
+                        dot4(sums[m], _mm512_add_epi8(i, group.j), _mm512_add_epi8(j, group.i));
+                    }
                 }
             }
-        }
+            ++x, ahead += 128;
+        } while (++b < end);
 #pragma GCC unroll 8
         for (int m = 0; m < kPanelRows; ++m) {
-            scale_add(total[m], sums[m], w.scale[b], x->scale[m]);
+            scale_add(total[m], sums[m], w.scale[first], of_group->scale[m]);
         }
     }
 #pragma GCC unroll 8
@@ -103,6 +112,7 @@ inline __m512i two_rows(const int8_t* const* rows, int m) {
 // Interleaves the codes of 8 rows by fours. What a row's sums begin with is the same for every
 // output, subtracted: the products of its inputs with each other and with the 128, and of those
 // that go without with the codes' offset of 8.
+template <int kRun>
 void pack_block(const int8_t* const* rows, PanelBlock& to) {
     const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(4));

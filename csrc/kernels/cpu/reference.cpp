@@ -25,12 +25,13 @@ void linear(const Floats& x, const Floats& w, const Floats& bias, int m, int n, 
     }
 }
 
-void quantise(const Floats& x, int m, int k, int largest, std::vector<int>& codes, Floats& scale) {
+void quantise(const Floats& x, int m, int k, int largest, int group, std::vector<int>& codes,
+              Floats& scale) {
     codes.assign(size_t(m) * k, 0);
     scale.clear();
     for (int i = 0; i < m; ++i) {
-        for (int first = 0; first < k; first += 32) {
-            const int last = std::min(k, first + 32);
+        for (int first = 0; first < k; first += group) {
+            const int last = std::min(k, first + group);
             double top = 0;
             for (int l = first; l < last; ++l) top = std::max(top, std::fabs(double(x[i * k + l])));
             scale.push_back(float(top / largest));

@@ -12,8 +12,9 @@ using Floats = std::vector<float>;
 void linear(const Floats& x, const Floats& w, const Floats& bias, int m, int n, int k, Floats& y,
             Floats& bound);
 
-// codes (M, K) and scales (M, ceil(K / 32)): scale = max|x| / 127, nearest code.
-void quantise(const Floats& x, int m, int k, int largest, std::vector<int>& codes, Floats& scale);
+// codes (M, K) and scales (M, ceil(K / group)): scale = max|x| / largest, nearest code.
+void quantise(const Floats& x, int m, int k, int largest, int group, std::vector<int>& codes,
+              Floats& scale);
 
 // Attention of T tokens and G heads over keys k (C, D), values v (C, D); token t sees
 // `num_keys` + t keys, or `num_keys` where not `causal`. out (T, G, D); mass (C): the last

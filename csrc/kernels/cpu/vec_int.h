@@ -3,8 +3,9 @@
 // `dot4(sums, w, x)`: sums[i] += w[4 i .. 4 i + 3] . x[0 .. 3], `x` a `quad` of activations. Codes
 // of 4 bits come as they are (0 to 15). Bytes of 8-bit weights are code + 128: `bytes_of` makes of
 // them what `dot8` takes. `start4` and `start8` are the sums to begin with, so that the result is
-// that of the signed codes. `Sums4` are sums of int4 products on their way, for one block at most;
-// `ints_of` ends them.
+// that of the signed codes. `Sums4` are sums of int4 products on their way, for `kSums4Blocks`
+// blocks at most; `ints_of` ends them. Where a group has more, `start4_ints` begins its sums, and
+// those of its blocks are added.
 //
 // `kIntRows` rows of activations and tiles of outputs (`kTiles4`, `kTiles8`, by bits) run together;
 // their sums fit the registers. What is best was measured: two tiles read two streams, which costs
@@ -19,7 +20,7 @@
 #endif
 
 #include "kernels/cpu/convert.h"
-#include "kernels/cpu/types.h"
+#include "kernels/cpu/linear.h"
 
 namespace latrt::LATRT_LEVEL {
 namespace {
@@ -50,8 +51,15 @@ inline Bytes bytes_of(Bytes stored) {
     return stored;
 }
 using Sums4 = Ints;
+constexpr int kSums4Blocks = kScaleRun;
 inline Ints ints_of(Sums4 sums) {
     return sums;
+}
+inline Ints start4_ints(const int32_t* x_neg_sum) {
+    return start4(x_neg_sum);
+}
+inline void add_ints(Ints& sums, Ints more) {
+    sums = _mm512_add_epi32(sums, more);
 }
 
 using Quad = __m512i;
@@ -77,6 +85,9 @@ inline Floats load_halves(const uint16_t* from) {
 inline void scale_add(Floats& sums, Ints ints, Floats w_scale, float x_scale) {
     const Floats scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
     sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), scale, sums);
+}
+inline Floats load_floats(const float* from) {
+    return _mm512_loadu_ps(from);
 }
 inline void store_floats(float* to, Floats sums) {
     _mm512_storeu_ps(to, sums);
@@ -111,6 +122,7 @@ inline Bytes high_nibbles(Bytes b) {
 struct Sums4 {
     __m256i v[2];
 };
+constexpr int kSums4Blocks = 1;
 inline Sums4 start4(const int32_t* x_neg_sum) {
     const __m256i value = _mm256_slli_epi16(_mm256_set1_epi16(static_cast<int16_t>(*x_neg_sum)), 2);
     return {{value, value}};
@@ -118,6 +130,13 @@ inline Sums4 start4(const int32_t* x_neg_sum) {
 inline Ints ints_of(Sums4 sums) {
     const __m256i ones = _mm256_set1_epi16(1);
     return {{_mm256_madd_epi16(sums.v[0], ones), _mm256_madd_epi16(sums.v[1], ones)}};
+}
+inline Ints start4_ints(const int32_t* x_neg_sum) {
+    const __m256i value = _mm256_slli_epi32(_mm256_set1_epi32(*x_neg_sum), 3);
+    return {{value, value}};
+}
+inline void add_ints(Ints& sums, Ints more) {
+    for (int i = 0; i < 2; ++i) sums.v[i] = _mm256_add_epi32(sums.v[i], more.v[i]);
 }
 inline Ints start8(const int32_t*) {
     return {{_mm256_setzero_si256(), _mm256_setzero_si256()}};
@@ -168,6 +187,9 @@ inline void scale_add(Floats& sums, Ints ints, Floats w_scale, float x_scale) {
         sums.v[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints.v[i]), scale, sums.v[i]);
     }
 }
+inline Floats load_floats(const float* from) {
+    return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}};
+}
 inline void store_floats(float* to, Floats sums) {
     for (int i = 0; i < 2; ++i) _mm256_storeu_ps(to + 8 * i, sums.v[i]);
 }
@@ -214,8 +236,15 @@ inline Bytes bytes_of(Bytes stored) {
     return stored;
 }
 using Sums4 = Ints;
+constexpr int kSums4Blocks = kScaleRun;
 inline Ints ints_of(Sums4 sums) {
     return sums;
+}
+inline Ints start4_ints(const int32_t* x_neg_sum) {
+    return start4(x_neg_sum);
+}
+inline void add_ints(Ints& sums, Ints more) {
+    for (int i = 0; i < kLanes; ++i) sums.v[i] += more.v[i];
 }
 
 using Quad = const int8_t*;
@@ -245,6 +274,11 @@ inline void scale_add(Floats& sums, Ints ints, Floats w_scale, float x_scale) {
     for (int i = 0; i < kLanes; ++i) {
         sums.v[i] += static_cast<float>(ints.v[i]) * (w_scale.v[i] * x_scale);
     }
+}
+inline Floats load_floats(const float* from) {
+    Floats floats;
+    std::memcpy(floats.v, from, sizeof floats.v);
+    return floats;
 }
 inline void store_floats(float* to, Floats sums) {
     std::memcpy(to, sums.v, sizeof sums.v);
