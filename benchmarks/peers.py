@@ -48,6 +48,7 @@ OURS = {  # bits, weights that share a scale
     "la-trt int4": (4, 32),
     "la-trt int4 block 128": (4, 128),
     "la-trt int8": (8, 32),
+    "la-trt int8 block 128": (8, 128),
 }
 CONTEXTS = (512, 2048)
 CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4

@@ -183,7 +183,7 @@ def pack_float(rows_NK: NDArray[np.float32], weight_format: Format) -> NDArray[A
 
 
 def scale_size(block_size: int) -> int:
-    """Weights along the input behind each stored scale."""
+    """Weights along the input behind each stored scale, and activations that share one."""
     return 4 * BLOCK if block_size % (4 * BLOCK) == 0 else BLOCK
 
 

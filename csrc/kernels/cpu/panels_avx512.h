@@ -43,6 +43,7 @@ void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& t
     Ints products = _mm512_setzero_si512();
     for (int b = 0; b < blocks; ++b) {
         if (b % kRun == 0) products = _mm512_setzero_si512();
+#pragma GCC unroll 4
         for (int g = 0; g < kGroups; ++g, codes += 64) {
             const Bytes pair = load_bytes(codes);
             Bytes i = low_nibbles(pair), j = high_nibbles(pair);
