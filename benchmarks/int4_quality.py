@@ -14,6 +14,7 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -35,20 +36,21 @@ Method = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 
 def nearest(weight_NK: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
     """int4, the largest value of a block at -8, the rest rounded to nearest."""
-    return _restored(*quantise_blocks(weight_NK, 4, block_size), block_size)
+    return restored(*quantise_blocks(weight_NK, 4, block_size), block_size)
 
 
 def searched(weight_NK: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
     """int4 with the scale of each block searched for the least squared error."""
-    return _restored(*search_scales(weight_NK, block_size), block_size)
+    return restored(*search_scales(weight_NK, block_size), block_size)
 
 
 METHODS: dict[str, Method] = {"nearest": nearest, "searched": searched}
 
 
-def _restored(
+def restored(
     q_NK: NDArray[np.int8], scale: NDArray[np.float32], block_size: int
 ) -> NDArray[np.float32]:
+    """The weights (N, K) that codes and scales stand for."""
     width = q_NK.shape[1]
     return np.asarray(q_NK * np.repeat(scale, block_size, axis=1)[:, :width], np.float32)
 
@@ -62,7 +64,7 @@ def put_back(model: QwenVL, method: Method | None, block_size: int) -> float:
                 continue
             weight = parameter.detach().numpy().reshape(len(parameter), -1).copy()
             if name.startswith(("visual.", "model.visual.")):
-                new = _restored(*quantise_blocks(weight, 8, block_size), block_size)
+                new = restored(*quantise_blocks(weight, 8, block_size), block_size)
             else:
                 new = method(weight, block_size)
                 error += float(((new - weight) ** 2).sum())
@@ -71,14 +73,10 @@ def put_back(model: QwenVL, method: Method | None, block_size: int) -> float:
     return error / norm if norm else 0.0
 
 
-@click.command(help=__doc__)
-@click.argument("ckpt", type=click.Path(exists=True, path_type=Path), default=CHECKPOINT)
-@click.option("--batches", default=12, show_default=True, help=f"of {SCENES * QUESTIONS} answers")
-@click.option("--block-size", default=32, show_default=True)
-def main(ckpt: Path, batches: int, block_size: int) -> None:
-    vocabulary = Processor.from_pretrained(ckpt).vocabulary
+def draw(ckpt: Path, batches: int) -> list[Any]:
+    """Batches of questions and right answers that training never drew."""
     source = QuestionBatches(
-        vocabulary,
+        Processor.from_pretrained(ckpt).vocabulary,
         seed=SEED,
         scenes=SCENES,
         questions=QUESTIONS,
@@ -86,17 +84,31 @@ def main(ckpt: Path, batches: int, block_size: int) -> None:
         reattention="copy",
         reflect=True,
     )
-    drawn = [batch for batch, _ in zip(source, range(batches), strict=False)]
+    return [batch for batch, _ in zip(source, range(batches), strict=False)]
+
+
+def answer_losses(model: QwenVL, drawn: list[Any]) -> list[float]:
+    """Nats a token of the answers, batch by batch."""
+    losses = []
+    for batch in drawn:
+        batch["num_branches"] = torch.tensor(QUESTIONS)
+        with torch.no_grad():
+            losses.append(float(batch_loss(model, None, batch, dense=0.0)[0]))
+    return losses
+
+
+@click.command(help=__doc__)
+@click.argument("ckpt", type=click.Path(exists=True, path_type=Path), default=CHECKPOINT)
+@click.option("--batches", default=12, show_default=True, help=f"of {SCENES * QUESTIONS} answers")
+@click.option("--block-size", default=32, show_default=True)
+def main(ckpt: Path, batches: int, block_size: int) -> None:
+    drawn = draw(ckpt, batches)
     result: dict[str, dict[str, float]] = {}
     losses: dict[str, list[float]] = {}
     for name, method in {"float32": None, **METHODS}.items():
         model = load_model(ckpt).eval()
         error = put_back(model, method, block_size)
-        losses[name] = []
-        for batch in drawn:
-            batch["num_branches"] = torch.tensor(QUESTIONS)
-            with torch.no_grad():
-                losses[name].append(float(batch_loss(model, None, batch, dense=0.0)[0]))
+        losses[name] = answer_losses(model, drawn)
         result[name] = {"weight_error": error, "nats": statistics.mean(losses[name])}
     for name in METHODS:
         more = np.subtract(losses[name], losses["float32"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.rounding import LARGEST, round_inputs
 from build_engines.native import (
     BLOCK,
     LANES,
@@ -83,24 +84,9 @@ def make_native_engine(
 
 def quantised_activations(model: QwenVL, weights: Format, block_size: int = BLOCK) -> QwenVL:
     """`model` itself, the input of every linear layer rounded as it meets such weights."""
-    largest, group = 120 if weights == "int4" else 127, scale_size(block_size)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) or module is model.visual.patch_embed:
-            module.register_forward_pre_hook(
-                lambda _, args: (round_groups(args[0], largest, group),)
-            )
-    norm = model.model.norm  # before the head
-    norm.register_forward_hook(lambda _, args, out: round_groups(out, largest, group))
+    codes = LARGEST[weights]
+    round_inputs(model, decoder=codes, tower=codes, group=scale_size(block_size))
     return model
-
-
-def round_groups(x: torch.Tensor, largest: int, group: int) -> torch.Tensor:
-    """max|x| / largest of every `group` numbers of a row, times the nearest code."""
-    width = x.shape[-1]
-    blocks = torch.nn.functional.pad(x, (0, -width % group)).unflatten(-1, (-1, group))
-    scale = blocks.abs().amax(-1, keepdim=True) / largest
-    codes = torch.where(scale > 0, blocks / scale, 0.0).round()
-    return (codes * scale).flatten(-2)[..., :width]
 
 
 def unpacked(packed: Any, weight_format: Format, n: int, k: int) -> np.ndarray:

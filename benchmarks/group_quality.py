@@ -1,0 +1,87 @@
+"""What groups of 128 cost on LookWorld answers, beside groups of 32: weights, and activations.
+
+    python -m benchmarks.group_quality [CKPT] [--batches 8]
+
+The decoder in int8 or int4, the tower in int8, put back into the torch model; what meets them
+rounded to int8 in groups as the native engine does it, or left as it is. The loss of the right
+answers' tokens in nats, teacher-forced on questions that training never drew, beside float32's
+on the same batches. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.int4_quality import (
+    CHECKPOINT,
+    QUESTIONS,
+    SCENES,
+    Method,
+    answer_losses,
+    draw,
+    put_back,
+    restored,
+)
+from benchmarks.report import describe_machine, publish
+from benchmarks.rounding import LARGEST, round_inputs
+from build_engines.quantize import quantise_blocks
+from la_trt.model.weights import load_model
+
+BITS = {"int8": 8, "int4": 4}
+SIZES = ((32, 0), (32, 32), (128, 0), (128, 32), (128, 128))  # of weights; activations, 0: float
+
+
+def nearest(bits: int) -> Method:
+    """Codes of so many bits, rounded to nearest."""
+    return lambda weight, size: restored(*quantise_blocks(weight, bits, size), size)
+
+
+@click.command(help=__doc__)
+@click.argument("ckpt", type=click.Path(exists=True, path_type=Path), default=CHECKPOINT)
+@click.option("--batches", default=8, show_default=True, help=f"of {SCENES * QUESTIONS} answers")
+def main(ckpt: Path, batches: int) -> None:
+    drawn = draw(ckpt, batches)
+    exact = answer_losses(load_model(ckpt).eval(), drawn)
+    rows: list[dict[str, Any]] = []
+    for quant, bits in BITS.items():
+        for weights, activations in SIZES:
+            model = load_model(ckpt).eval()
+            put_back(model, nearest(bits), weights)
+            if activations:
+                round_inputs(
+                    model, decoder=LARGEST[quant], tower=LARGEST["int8"], group=activations
+                )
+            more = np.subtract(answer_losses(model, drawn), exact)
+            rows.append(
+                {
+                    "weights": quant,
+                    "block_size": weights,
+                    "activations": activations or None,
+                    "more_nats": float(more.mean()),
+                    "standard_error": float(more.std(ddof=1) / len(more) ** 0.5),
+                }
+            )
+            click.echo(f"  {rows[-1]}", err=True)
+    lines = [
+        f"{batches * SCENES * QUESTIONS} answers of fresh scenes; float32 has "
+        f"{statistics.mean(exact):.4f} nats a token.",
+        "",
+        "| weights | in blocks of | activations in groups of | nats a token more than float32 |",
+        "| --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['weights']} | {r['block_size']} | {r['activations'] or 'float32'} | "
+            f"{r['more_nats']:+.5f} +- {r['standard_error']:.5f} |"
+        )
+    result = {"nats": statistics.mean(exact), "rows": rows, "machine": describe_machine()}
+    publish("group_quality", result, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
