@@ -11,6 +11,7 @@ on the same batches. Ends with one JSON line.
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,17 @@ from benchmarks.int4_quality import (
     CHECKPOINT,
     QUESTIONS,
     SCENES,
-    Method,
     answer_losses,
     draw,
+    nearest,
     put_back,
-    restored,
 )
 from benchmarks.report import describe_machine, publish
 from benchmarks.rounding import LARGEST, round_inputs
-from build_engines.quantize import quantise_blocks
 from la_trt.model.weights import load_model
 
 BITS = {"int8": 8, "int4": 4}
 SIZES = ((32, 0), (32, 32), (128, 0), (128, 32), (128, 128))  # of weights; activations, 0: float
-
-
-def nearest(bits: int) -> Method:
-    """Codes of so many bits, rounded to nearest."""
-    return lambda weight, size: restored(*quantise_blocks(weight, bits, size), size)
 
 
 @click.command(help=__doc__)
@@ -51,7 +45,7 @@ def main(ckpt: Path, batches: int) -> None:
     for quant, bits in BITS.items():
         for weights, activations in SIZES:
             model = load_model(ckpt).eval()
-            put_back(model, nearest(bits), weights)
+            put_back(model, partial(nearest, bits=bits), weights)
             if activations:
                 round_inputs(
                     model, decoder=LARGEST[quant], tower=LARGEST["int8"], group=activations

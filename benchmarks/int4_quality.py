@@ -34,23 +34,22 @@ SCENES, QUESTIONS, SEED = 8, 3, 987_654
 Method = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 
 
-def nearest(weight_NK: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
-    """int4, the largest value of a block at -8, the rest rounded to nearest."""
-    return restored(*quantise_blocks(weight_NK, 4, block_size), block_size)
+def nearest(weight_NK: NDArray[np.float32], block_size: int, bits: int = 4) -> NDArray[np.float32]:
+    """Codes of `bits`, the largest value of a block at -8 in int4, the rest rounded to nearest."""
+    return _restored(*quantise_blocks(weight_NK, bits, block_size), block_size)
 
 
 def searched(weight_NK: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
     """int4 with the scale of each block searched for the least squared error."""
-    return restored(*search_scales(weight_NK, block_size), block_size)
+    return _restored(*search_scales(weight_NK, block_size), block_size)
 
 
 METHODS: dict[str, Method] = {"nearest": nearest, "searched": searched}
 
 
-def restored(
+def _restored(
     q_NK: NDArray[np.int8], scale: NDArray[np.float32], block_size: int
 ) -> NDArray[np.float32]:
-    """The weights (N, K) that codes and scales stand for."""
     width = q_NK.shape[1]
     return np.asarray(q_NK * np.repeat(scale, block_size, axis=1)[:, :width], np.float32)
 
@@ -64,7 +63,7 @@ def put_back(model: QwenVL, method: Method | None, block_size: int) -> float:
                 continue
             weight = parameter.detach().numpy().reshape(len(parameter), -1).copy()
             if name.startswith(("visual.", "model.visual.")):
-                new = restored(*quantise_blocks(weight, 8, block_size), block_size)
+                new = nearest(weight, block_size, bits=8)
             else:
                 new = method(weight, block_size)
                 error += float(((new - weight) ** 2).sum())

@@ -88,6 +88,13 @@ void add_dots(Ints (&sums)[T][M], const Cursor<8, kRun>& at, int group) {
     }
 }
 
+// Adds the products of a block.
+template <int kBits, int T, int M, class Sums, class At>
+void add_block(Sums (&sums)[T][M], const At& at) {
+#pragma GCC unroll 8
+    for (int group = 0; group < kBits; ++group) add_dots<T, M>(sums, at, group);
+}
+
 // The sums of a group's products, from their start over its blocks to their end.
 template <int kBits, int kRun>
 struct Dots {
@@ -95,8 +102,7 @@ struct Dots {
     static Sums start(const int32_t* x_neg_sum) { return start8(x_neg_sum); }
     template <int T, int M, class At>
     static void add(Sums (&sums)[T][M], const At& at) {
-#pragma GCC unroll 8
-        for (int group = 0; group < kBits; ++group) add_dots<T, M>(sums, at, group);
+        add_block<kBits, T, M>(sums, at);
     }
     static Ints end(Sums sums) { return sums; }
 };
@@ -107,8 +113,7 @@ struct Dots<4, kRun> {
     static Sums start(const int32_t* x_neg_sum) { return start4(x_neg_sum); }
     template <int T, int M, class At>
     static void add(Sums (&sums)[T][M], const At& at) {
-#pragma GCC unroll 8
-        for (int group = 0; group < 4; ++group) add_dots<T, M>(sums, at, group);
+        add_block<4, T, M>(sums, at);
     }
     static Ints end(Sums sums) { return ints_of(sums); }
 };
@@ -121,8 +126,7 @@ struct Dots<4, kRun> {
     template <int T, int M, class At>
     static void add(Sums (&sums)[T][M], const At& at) {
         Sums4 of_block[T][M] = {};
-#pragma GCC unroll 8
-        for (int group = 0; group < 4; ++group) add_dots<T, M>(of_block, at, group);
+        add_block<4, T, M>(of_block, at);
         for (int t = 0; t < T; ++t) {
             for (int m = 0; m < M; ++m) add_ints(sums[t][m], ints_of(of_block[t][m]));
         }

@@ -122,8 +122,8 @@ void pack_block(const int8_t* const* rows, PanelBlock& to) {
     }
     const __m256i none = _mm256_setzero_si256();
     __m256i start;
-    if constexpr (kRun ==
-                  1) {  // as `start4` has it: minus 4 times the sum of both halves, in either
+    if constexpr (kRun == 1) {
+        // As `start4` has it: minus 4 times the sum of both halves, in either.
         const __m256i turned =
             _mm256_or_si256(_mm256_slli_epi32(sums, 16), _mm256_srli_epi32(sums, 16));
         const __m256i four_times = _mm256_slli_epi16(_mm256_add_epi16(sums, turned), 2);

@@ -86,9 +86,6 @@ inline void scale_add(Floats& sums, Ints ints, Floats w_scale, float x_scale) {
     const Floats scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
     sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), scale, sums);
 }
-inline Floats load_floats(const float* from) {
-    return _mm512_loadu_ps(from);
-}
 inline void store_floats(float* to, Floats sums) {
     _mm512_storeu_ps(to, sums);
 }
@@ -187,9 +184,6 @@ inline void scale_add(Floats& sums, Ints ints, Floats w_scale, float x_scale) {
         sums.v[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints.v[i]), scale, sums.v[i]);
     }
 }
-inline Floats load_floats(const float* from) {
-    return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}};
-}
 inline void store_floats(float* to, Floats sums) {
     for (int i = 0; i < 2; ++i) _mm256_storeu_ps(to + 8 * i, sums.v[i]);
 }
@@ -274,11 +268,6 @@ inline void scale_add(Floats& sums, Ints ints, Floats w_scale, float x_scale) {
     for (int i = 0; i < kLanes; ++i) {
         sums.v[i] += static_cast<float>(ints.v[i]) * (w_scale.v[i] * x_scale);
     }
-}
-inline Floats load_floats(const float* from) {
-    Floats floats;
-    std::memcpy(floats.v, from, sizeof floats.v);
-    return floats;
 }
 inline void store_floats(float* to, Floats sums) {
     std::memcpy(to, sums.v, sizeof sums.v);
