@@ -184,7 +184,7 @@ void Decoder::forward(const DecoderStep& step) {
         runtime_.linear(layer.o, heads, rows, x, true);
         runtime_.rms_norm(x, layer.post_norm, normed, rows, c.width, c.eps);
         runtime_.linear(layer.gate_up, normed, rows, gate_up);
-        runtime_.swiglu(gate_up, gated, rows, c.ffn);
+        runtime_.swiglu(gate_up, gated, rows, c.ffn, int64_t{2} * c.ffn);
         runtime_.linear(layer.down, gated, rows, x, true);
     }
     finish(step);

@@ -30,7 +30,8 @@ void Runtime::pack_rows(const Matrix& matrix, int m) {
     });
 }
 
-void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate) {
+void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate,
+                     int64_t ldy) {
     const bool codes = matrix.type == WeightType::int8 || matrix.type == WeightType::int4;
     if (codes) quantise(matrix, x, m);
     const bool panels = matrix.type == WeightType::int4 && m >= kPanelsFrom &&
@@ -48,15 +49,17 @@ void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool
                               matrix.n,
                               matrix.k,
                               matrix.k,
-                              matrix.n,
+                              ldy > 0 ? ldy : matrix.n,
                               0,
                               num_tiles(matrix.n),
                               accumulate,
                               panels_.data(),
                               matrix.scale_run};
-    // Several pieces a thread, so that one that is held up leaves its share to the others.
+    // Several pieces a thread, so that one that is held up leaves its share to the others; of whole
+    // fours, which kernels take together.
     const int tiles = all.tile_end, threads = num_threads();
-    const int piece = threads == 1 ? tiles : std::max(1, tiles / (threads * 8));
+    const int piece =
+        threads == 1 ? tiles : (std::max(1, tiles / (threads * 8)) + 3) / 4 * 4;
     pool_->run((tiles + piece - 1) / piece, [&](int i, int) {
         LinearParams part = all;
         part.tile_begin = i * piece;
@@ -73,10 +76,10 @@ void Runtime::rms_norm(float* x, const float* w, float* y, int m, int width, flo
     });
 }
 
-void Runtime::swiglu(const float* gate_up, float* y, int m, int ffn) {
+void Runtime::swiglu(const float* gate_up, float* y, int m, int ffn, int64_t ldx) {
     rows(m, [&](int first, int last) {
-        const int64_t at = int64_t{first} * ffn;
-        kernels_.swiglu({gate_up + 2 * at, y + at, last - first, ffn});
+        kernels_.swiglu(
+            {gate_up + first * ldx, y + int64_t{first} * ffn, last - first, ffn, ldx});
     });
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/huge_pages.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -27,14 +28,15 @@ class Runtime {
     const Kernels& kernels() const { return kernels_; }
     int num_threads() const { return pool_->num_threads(); }
 
-    // y (M, N) = x (M, K) W^T + bias, or y += with `accumulate`.
-    void linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate = false);
+    // y (M, N) = x (M, K) W^T + bias, or y += with `accumulate`; rows of y are `ldy` apart, else N.
+    void linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate = false,
+                int64_t ldy = 0);
 
     // y (M, E) = rms_norm(x (M, E)).
     void rms_norm(float* x, const float* w, float* y, int m, int width, float eps);
 
-    // y (M, F) = silu(gate) * up of gate_up (M, 2 F).
-    void swiglu(const float* gate_up, float* y, int m, int ffn);
+    // y (M, F) = silu(gate) * up of gate_up (M, 2 F), rows `ldx` apart.
+    void swiglu(const float* gate_up, float* y, int m, int ffn, int64_t ldx);
 
     // function(first, last) over pieces of [0, m): some pieces a thread where rows are many.
     template <class F>
@@ -59,15 +61,15 @@ class Runtime {
 
     const Kernels& kernels_;
     std::shared_ptr<ThreadPool> pool_;
-    std::vector<int8_t> codes_;
-    std::vector<float> scale_;
-    std::vector<int32_t> neg_sum_;
-    std::vector<PanelBlock> panels_;
+    Buffer<int8_t> codes_;
+    Buffer<float> scale_;
+    Buffer<int32_t> neg_sum_;
+    Buffer<PanelBlock> panels_;
 };
 
-// A vector that only grows, and does not copy what it held.
+// A buffer that only grows, and does not copy what it held.
 template <class T>
-T* grown(std::vector<T>& buffer, size_t count) {
+T* grown(Buffer<T>& buffer, size_t count) {
     if (buffer.size() < count) {
         buffer.clear();
         buffer.resize(count);

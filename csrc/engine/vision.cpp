@@ -49,22 +49,23 @@ void Vision::forward(const VisionInput& input, float* out) {
     float* normed = grown(normed_, patches * width);
     float* qkv = grown(qkv_, patches * 3 * width);
     float* heads = grown(heads_, patches * width);
-    float* gate_up = grown(gate_up_, patches * std::max(2 * static_cast<size_t>(c.ffn), width));
+    const int64_t ldx = round_up(2 * int64_t{c.ffn}, kLanes);  // rows begin with a line of the cache
+    float* gate_up = grown(gate_up_, patches * std::max(static_cast<size_t>(ldx), width));
     float* gated = grown(gated_, patches * static_cast<size_t>(c.ffn));
     runtime_.linear(weights_.patch_embed, input.pixel_values, m, x);
     for (const VisionBlock& block : weights_.blocks) {
         runtime_.rms_norm(x, block.norm1, normed, m, c.width, kEps);
         runtime_.linear(block.qkv, normed, m, qkv);
         runtime_.rows(m, [&](int first, int last) {
-            const int64_t ldx = int64_t{3} * c.width, angle = int64_t{first} * (c.head_dim / 2);
-            runtime_.kernels().rotate({qkv + first * ldx, input.cos + angle, input.sin + angle,
-                                       last - first, 2 * c.num_heads, c.head_dim, ldx});
+            const int64_t ldq = int64_t{3} * c.width, angle = int64_t{first} * (c.head_dim / 2);
+            runtime_.kernels().rotate({qkv + first * ldq, input.cos + angle, input.sin + angle,
+                                       last - first, 2 * c.num_heads, c.head_dim, ldq});
         });
         attend(block.whole ? input.frames : input.windows);
         runtime_.linear(block.proj, heads, m, x, true);
         runtime_.rms_norm(x, block.norm2, normed, m, c.width, kEps);
-        runtime_.linear(block.gate_up, normed, m, gate_up);
-        runtime_.swiglu(gate_up, gated, m, c.ffn);
+        runtime_.linear(block.gate_up, normed, m, gate_up, false, ldx);
+        runtime_.swiglu(gate_up, gated, m, c.ffn, ldx);
         runtime_.linear(block.down, gated, m, x, true);
     }
     runtime_.rms_norm(x, weights_.merger_norm, normed, m, c.width, kEps);

@@ -46,12 +46,17 @@ TEST(elementwise_swiglu) {
         const int m = random.size(5), ffn = random.size(200);
         auto gate_up = random.floats(size_t(m) * 2 * ffn, -20, 20);
         gate_up[0] = random.integer(0, 1) ? -1000.0f : 1000.0f;
+        const int ldx = 2 * ffn + random.integer(0, 20);
+        auto rows = poison(size_t(m) * ldx);
+        for (int row = 0; row < m; ++row) {
+            std::copy_n(&gate_up[size_t(row) * 2 * ffn], 2 * ffn, &rows[size_t(row) * ldx]);
+        }
         auto y = poison(size_t(m) * ffn);
-        kernels.swiglu({gate_up.data(), y.data(), m, ffn});
+        kernels.swiglu({rows.data(), y.data(), m, ffn, ldx});
         const auto want = reference::swiglu(gate_up, ffn);
         CHECK_NEAR("swiglu", y, want, relative(want, 2e-6f), size_t(ffn));
-        gate_up[0] = std::nanf("");
-        kernels.swiglu({gate_up.data(), y.data(), m, ffn});
+        rows[0] = std::nanf("");
+        kernels.swiglu({rows.data(), y.data(), m, ffn, ldx});
         CHECK(std::isnan(y[0]));
     });
 }

@@ -55,7 +55,7 @@ void rms_norm(const RmsNormParams& p) {
 
 void swiglu(const SwiGluParams& p) {
     for (int row = 0; row < p.m; ++row) {
-        const float* gate = p.gate_up + int64_t{row} * 2 * p.ffn;
+        const float* gate = p.gate_up + row * p.ldx;
         const float* up = gate + p.ffn;
         float* y = p.y + int64_t{row} * p.ffn;
         int i = 0;

@@ -7,6 +7,14 @@
 namespace latrt::LATRT_LEVEL {
 namespace {
 
+// Fetches where `finish` will write, while there is something else to do: rows lie far apart, and
+// writing one that no cache has waits for memory.
+inline void fetch_results(const LinearParams& p, int row, int count, int tile) {
+    for (int m = 0; m < count; ++m) {
+        __builtin_prefetch(p.y + (row + m) * p.ldy + tile * kLanes, 1);
+    }
+}
+
 // Writes M rows of 16 outputs; `sums` (M, 16).
 template <int M>
 void finish(const LinearParams& p, const float* sums, int row, int tile) {

@@ -34,25 +34,20 @@ struct Cursor {
     void next_group() { w_scale += kLanes, ++x_scale, ++x_neg_sum; }
 };
 
-// Bytes to fetch ahead: a page, which is where the hardware's own prefetching ends. Tiles lie one
-// behind the other, so this reaches into the next; beyond the last it fetches nothing harmful.
-constexpr int kAhead = 4096;
-
+// Fetches weights while those of `block` are used. One tile streams by itself: a page ahead, which is
+// where the hardware's own prefetching ends. Tiles together would be as many streams, which memory
+// serves badly: the next ones are fetched as they lie, one behind the other, into the L2 cache.
+// Beyond the last tile this fetches nothing harmful.
 template <int T, int kBits, int kRun>
 void fetch_ahead(const Cursor<kBits, kRun>& at, int block) {
-    constexpr int kBytes = Cursor<kBits, kRun>::kBytes, kBlocks = kAhead / kBytes;
-    // Behind the last block of the T tiles begin the next T.
-    const bool last = block + kBlocks >= at.blocks;
-    const int64_t skip = last ? int64_t{T - 1} * at.blocks : 0;
-    const int64_t skip_scales = last ? int64_t{T - 1} * at.groups : 0;
-#pragma GCC unroll 2
-    for (int t = 0; t < T; ++t) {
-        const uint8_t* w = at.codes(t) + (skip + kBlocks) * kBytes;
-        for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(w + line);
-        // A cache line holds two scales of 16 outputs.
-        const int64_t ahead = skip_scales + kBlocks / kRun;
-        __builtin_prefetch(at.w_scale + (int64_t{t} * at.groups + ahead) * kLanes);
-    }
+    constexpr int kBytes = Cursor<kBits, kRun>::kBytes, kAhead = 4096 / kBytes;
+    const int group = block / kRun;
+    const uint8_t* w = T == 1 ? at.w + kAhead * kBytes
+                              : at.w + (int64_t{T} * at.blocks + (T - 1) * block) * kBytes;
+    const uint16_t* scale = T == 1 ? at.w_scale + kAhead / kRun * kLanes
+                                   : at.w_scale + (int64_t{T} * at.groups + (T - 1) * group) * kLanes;
+    for (int line = 0; line < T * kBytes; line += 64) __builtin_prefetch(w + line, 0, T == 1 ? 3 : 2);
+    __builtin_prefetch(scale, 0, T == 1 ? 3 : 2);
 }
 
 // Adds the products of 4 inputs of a block of T tiles and M rows.
@@ -143,6 +138,9 @@ void panel(const LinearParams& p, int row, int tile) {
     for (auto& of_tile : totals) {
         for (Floats& total : of_tile) total = zeros();
     }
+    if constexpr (M > 1) {
+        for (int t = 0; t < T; ++t) fetch_results(p, row, M, tile + t);
+    }
     for (int b = 0; b < at.blocks; at.next_group()) {
         typename Group::Sums sums[T][M];
 #pragma GCC unroll 8
@@ -181,13 +179,13 @@ void all_rows(const LinearParams& p, int row, int tile) {
     if constexpr (M > 1) all_rows<T, M / 2, kBits, kRun>(p, row, tile);
 }
 
-// One row streams its weights: one tile at a time is one stream, which memory serves best.
+// Few rows wait for their weights: one tile at a time is one stream, which memory serves best.
 template <int kBits, int kRun>
 void run(const LinearParams& p) {
     constexpr int kTiles = kBits == 4 ? kTiles4 : kTiles8;
     int tile = p.tile_begin;
     if constexpr (kTiles > 1) {
-        for (; p.m > 1 && tile + kTiles <= p.tile_end; tile += kTiles) {
+        for (; p.m >= kIntRows && tile + kTiles <= p.tile_end; tile += kTiles) {
             all_rows<kTiles, kIntRows, kBits, kRun>(p, 0, tile);
         }
     }

@@ -5,6 +5,12 @@
 #include "kernels/cpu/level.h"
 #include "kernels/cpu/linear_finish.h"
 
+namespace latrt::LATRT_LEVEL {
+namespace {
+constexpr int kTiles = 4;  // of outputs, that share a panel in the L1 cache
+}
+}  // namespace latrt::LATRT_LEVEL
+
 #if defined(__AVX512VNNI__)
 #include "kernels/cpu/panels_avx512.h"
 #else
@@ -15,7 +21,6 @@ namespace latrt::LATRT_LEVEL {
 namespace {
 
 constexpr int kBytes = kLanes * kBlock / 2;  // of a block of a tile
-constexpr int kTiles = 4;                    // that share a panel in the L1 cache
 constexpr int kPanels = 32;                  // whose sums stay in the L2 cache meanwhile
 
 // `tiles` tiles of outputs from `tile` on, the panels [begin, end).
@@ -44,9 +49,12 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
             const PanelBlock* x = p.panels + panel_at(p.m, p.k, panel, first);
             const auto* ahead = reinterpret_cast<const char*>(x + count);
             Totals* of_panel = totals[panel - begin];
-            for (int t = 0; t < tiles; ++t, ahead += 128 * count) {
-                multiply<kRun>(weights[t], x, count, of_panel[t], ahead);
+            if (last) {
+                for (int t = 0; t < tiles; ++t) {
+                    fetch_results(p, panel * kPanelRows, kPanelRows, tile + t);
+                }
             }
+            multiply<kRun>(weights, tiles, x, count, of_panel, ahead);
             if (!last) continue;
             for (int m = 0; m < kPanelRows && panel * kPanelRows + m < p.m; ++m) {
                 for (int t = 0; t < tiles; ++t) {

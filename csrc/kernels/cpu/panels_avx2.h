@@ -78,14 +78,16 @@ void multiply_rows(const Weights& w, const PanelBlock* x, int blocks, Totals& to
     for (int m = 0; m < kRows; ++m) totals[kRow + m] = total[m];
 }
 
-// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with one tile;
-// fetches what lies at `ahead`, 128 bytes a block.
+// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with each tile;
+// fetches what lies at `ahead`, 128 bytes a block and tile.
 template <int kRun>
-void multiply(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
+void multiply(const Weights* w, int tiles, const PanelBlock* x, int blocks, Totals* totals,
               const char* ahead) {
     static_assert(kPanelRows == 2 * kRows);
-    multiply_rows<0, kRun>(w, x, blocks, totals, ahead);
-    multiply_rows<kRows, kRun>(w, x, blocks, totals, ahead + int64_t{64} * blocks);
+    for (int t = 0; t < tiles; ++t, ahead += 128 * blocks) {
+        multiply_rows<0, kRun>(w[t], x, blocks, totals[t], ahead);
+        multiply_rows<kRows, kRun>(w[t], x, blocks, totals[t], ahead + 64 * blocks);
+    }
 }
 
 // Words i of 8 rows to row i of 8 words.

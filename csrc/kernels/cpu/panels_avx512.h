@@ -59,48 +59,81 @@ void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& t
     }
 }
 
-// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with one tile;
-// fetches what lies at `ahead`, 128 bytes a block.
-template <int kRun>
-void multiply(const Weights& w, const PanelBlock* x, int blocks, Totals& totals,
-              const char* ahead) {
-    Floats total[kPanelRows];
-#pragma GCC unroll 8
-    for (int m = 0; m < kPanelRows; ++m) total[m] = totals[m];
+// Adds `blocks` blocks of `kRows` rows of a panel, from `kRow` on, to the totals of T tiles; fetches
+// what lies at `ahead`, `kLines` lines of the cache a block. The sums fill the registers; totals wait
+// in the L1 cache.
+template <int T, int kRow, int kRows, int kLines, int kRun>
+void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* totals,
+                   const char* ahead) {
     for (int b = 0; b < blocks;) {
         const int first = b, end = kRun == 1 || kRun < blocks - b ? b + kRun : blocks;
         const PanelBlock* of_group = x;
-        Ints sums[kPanelRows];
+        Ints sums[T][kRows];
 #pragma GCC unroll 8
-        for (int m = 0; m < kPanelRows; ++m) {
-            sums[m] = _mm512_add_epi32(w.start[first], _mm512_set1_epi32(x->start[m]));
+        for (int m = 0; m < kRows; ++m) {
+            Ints start = _mm512_set1_epi32(x->start[kRow + m]);
+            in_register(start);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; ++t) sums[t][m] = _mm512_add_epi32(start, w[t].start[first]);
         }
         do {
-            __builtin_prefetch(ahead);
-            __builtin_prefetch(ahead + 64);
+#pragma GCC unroll 4
+            for (int line = 0; line < kLines; ++line) __builtin_prefetch(ahead + 64 * line);
 #pragma GCC unroll 4
             for (int g = 0; g < kGroups; ++g) {
-                const Weights::Group group = w.groups[b][g];
+                Weights::Group group[T];
+#pragma GCC unroll 4
+                for (int t = 0; t < T; ++t) {
+                    group[t] = w[t].groups[b][g];
+                    in_register(group[t].i), in_register(group[t].j);
+                }
 #pragma GCC unroll 8
-                for (int m = 0; m < kPanelRows; ++m) {
-                    const Bytes i = quad(x->codes[g][m]), j = quad(x->codes[g + kGroups][m]);
-                    if (g < kDirect) {
-                        dot4(sums[m], group.j, j);
-                        dot4(sums[m], group.i, i);
-                    } else {
-                        dot4(sums[m], _mm512_add_epi8(i, group.j), _mm512_add_epi8(j, group.i));
+                for (int m = 0; m < kRows; ++m) {
+                    Bytes i = quad(x->codes[g][kRow + m]), j = quad(x->codes[g + kGroups][kRow + m]);
+                    in_register(i), in_register(j);
+#pragma GCC unroll 4
+                    for (int t = 0; t < T; ++t) {
+                        if (g < kDirect) {
+                            dot4(sums[t][m], group[t].j, j);
+                            dot4(sums[t][m], group[t].i, i);
+                        } else {
+                            dot4(sums[t][m], _mm512_add_epi8(i, group[t].j),
+                                 _mm512_add_epi8(j, group[t].i));
+                        }
                     }
                 }
             }
-            ++x, ahead += 128;
+            ++x, ahead += 64 * kLines;
         } while (++b < end);
+        asm volatile("" ::: "memory");  // no totals before: GCC would spill sums for them
 #pragma GCC unroll 8
-        for (int m = 0; m < kPanelRows; ++m) {
-            scale_add(total[m], sums[m], w.scale[first], of_group->scale[m]);
+        for (int m = 0; m < kRows; ++m) {
+            Floats x_scale = _mm512_set1_ps(of_group->scale[kRow + m]);
+            in_register(x_scale);
+#pragma GCC unroll 4
+            for (int t = 0; t < T; ++t) {
+                scale_add(totals[t][kRow + m], sums[t][m], w[t].scale[first], x_scale);
+            }
         }
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < kPanelRows; ++m) totals[m] = total[m];
+}
+
+// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with `kTiles` tiles or
+// with fewer; fetches what lies at `ahead`, 384 bytes a block. By four, tiles share broadcasts and
+// rows share weights: a processor starts two loads a cycle, and may do four sums or two dot
+// products and two sums.
+template <int kRun>
+void multiply(const Weights* w, int tiles, const PanelBlock* x, int blocks, Totals* totals,
+              const char* ahead) {
+    if (tiles == kTiles) {
+        multiply_rows<kTiles, 0, 4, 3, kRun>(w, x, blocks, totals, ahead);
+        multiply_rows<kTiles, 4, 4, 3, kRun>(w, x, blocks, totals, ahead + 192 * blocks);
+        return;
+    }
+    for (int t = 0; t < tiles; ++t) {
+        multiply_rows<1, 0, kPanelRows, 2, kRun>(w + t, x, blocks, totals + t, ahead);
+        ahead += 128 * blocks;
+    }
 }
 
 // Rows m and m + 1 of a panel, 32 codes each.

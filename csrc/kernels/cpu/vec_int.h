@@ -69,8 +69,14 @@ inline Quad quad(const int8_t* x) {
     std::memcpy(&four, x, sizeof four);
     return _mm512_set1_epi32(four);
 }
+// Keeps a number in its register: left alone, GCC moves loads and spills sums for them.
+template <class T>
+void in_register(T& number) {
+    asm("" : "+v"(number));
+}
 inline void dot4(Ints& sums, Bytes w, Quad x) {
     sums = _mm512_dpbusd_epi32(sums, w, x);
+    in_register(sums);
 }
 inline void dot8(Ints& sums, Bytes w, Quad x) {
     dot4(sums, w, x);
@@ -82,9 +88,11 @@ inline Floats zeros() {
 inline Floats load_halves(const uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
+inline void scale_add(Floats& sums, Ints ints, Floats w_scale, Floats x_scale) {
+    sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), _mm512_mul_ps(w_scale, x_scale), sums);
+}
 inline void scale_add(Floats& sums, Ints ints, Floats w_scale, float x_scale) {
-    const Floats scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
-    sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), scale, sums);
+    scale_add(sums, ints, w_scale, _mm512_set1_ps(x_scale));
 }
 inline void store_floats(float* to, Floats sums) {
     _mm512_storeu_ps(to, sums);
