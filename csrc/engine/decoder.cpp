@@ -165,7 +165,6 @@ void Decoder::forward(const DecoderStep& step) {
     float* normed = grown(normed_, tokens * c.width);
     float* qkv = grown(qkv_, tokens * qkv_heads * c.head_dim);
     float* heads = grown(heads_, tokens * c.num_heads * c.head_dim);
-    float* gate_up = grown(gate_up_, tokens * 2 * c.ffn);
     float* gated = grown(gated_, tokens * c.ffn);
     for (int i = 0; i < c.num_layers; ++i) {
         const DecoderLayer& layer = weights_.layers[static_cast<size_t>(i)];
@@ -183,8 +182,7 @@ void Decoder::forward(const DecoderStep& step) {
         if (rows == 0) break;
         runtime_.linear(layer.o, heads, rows, x, true);
         runtime_.rms_norm(x, layer.post_norm, normed, rows, c.width, c.eps);
-        runtime_.linear(layer.gate_up, normed, rows, gate_up);
-        runtime_.swiglu(gate_up, gated, rows, c.ffn, int64_t{2} * c.ffn);
+        runtime_.gated(layer.gate_up, normed, rows, gated);
         runtime_.linear(layer.down, gated, rows, x, true);
     }
     finish(step);

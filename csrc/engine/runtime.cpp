@@ -3,6 +3,29 @@
 #include <algorithm>
 
 namespace latrt {
+namespace {
+
+constexpr int kGatedFloats = 1 << 16;  // of gate and up that a thread holds, if rows allow it
+
+// Tiles of a task: several tasks a thread, so that one that is held up leaves its share to the
+// others; of whole fours, which kernels take together.
+int piece_of(int tiles, int threads) {
+    return threads == 1 ? tiles : (std::max(1, tiles / (threads * 8)) + 3) / 4 * 4;
+}
+
+// The layer of the tiles [first, last) alone.
+LinearParams outputs_from(LinearParams p, const Matrix& matrix, int first, int last) {
+    p.w = static_cast<const uint8_t*>(p.w) + first * packed_bytes(matrix.type, kLanes, p.k);
+    if (p.w_scale != nullptr) {
+        p.w_scale += int64_t{first} * num_scales(p.k, p.scale_run) * kLanes;
+    }
+    if (p.bias != nullptr) p.bias += first * kLanes;
+    p.n = std::min(p.n - first * kLanes, (last - first) * kLanes);
+    p.tile_begin = 0, p.tile_end = last - first;
+    return p;
+}
+
+}  // namespace
 
 Runtime::Runtime(const Kernels& kernels, int num_threads)
     : kernels_(kernels), pool_(ThreadPool::shared(num_threads)) {}
@@ -30,42 +53,71 @@ void Runtime::pack_rows(const Matrix& matrix, int m) {
     });
 }
 
-void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate,
-                     int64_t ldy) {
+LinearParams Runtime::prepare(const Matrix& matrix, const float* x, int m) {
     const bool codes = matrix.type == WeightType::int8 || matrix.type == WeightType::int4;
     if (codes) quantise(matrix, x, m);
     const bool panels = matrix.type == WeightType::int4 && m >= kPanelsFrom &&
                         kernels_.linear_int4_panels != nullptr;
     if (panels) pack_rows(matrix, m);
-    const LinearParams all = {matrix.w,
-                              matrix.scale,
-                              matrix.bias,
-                              x,
-                              codes_.data(),
-                              scale_.data(),
-                              neg_sum_.data(),
-                              y,
-                              m,
-                              matrix.n,
-                              matrix.k,
-                              matrix.k,
-                              ldy > 0 ? ldy : matrix.n,
-                              0,
-                              num_tiles(matrix.n),
-                              accumulate,
-                              panels_.data(),
-                              matrix.scale_run};
-    // Several pieces a thread, so that one that is held up leaves its share to the others; of whole
-    // fours, which kernels take together.
-    const int tiles = all.tile_end, threads = num_threads();
-    const int piece =
-        threads == 1 ? tiles : (std::max(1, tiles / (threads * 8)) + 3) / 4 * 4;
+    return {matrix.w,
+            matrix.scale,
+            matrix.bias,
+            x,
+            codes_.data(),
+            scale_.data(),
+            neg_sum_.data(),
+            nullptr,
+            m,
+            matrix.n,
+            matrix.k,
+            matrix.k,
+            matrix.n,
+            0,
+            num_tiles(matrix.n),
+            false,
+            panels ? panels_.data() : nullptr,
+            matrix.scale_run};
+}
+
+void Runtime::call(const Matrix& matrix, const LinearParams& params) {
+    params.panels != nullptr ? kernels_.linear_int4_panels(params)
+                             : kernels_.linear[static_cast<int>(matrix.type)](params);
+}
+
+void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate) {
+    LinearParams all = prepare(matrix, x, m);
+    all.y = y, all.accumulate = accumulate;
+    const int tiles = all.tile_end, piece = piece_of(tiles, num_threads());
     pool_->run((tiles + piece - 1) / piece, [&](int i, int) {
         LinearParams part = all;
         part.tile_begin = i * piece;
         part.tile_end = std::min(tiles, (i + 1) * piece);
-        panels ? kernels_.linear_int4_panels(part)
-               : kernels_.linear[static_cast<int>(matrix.type)](part);
+        call(matrix, part);
+    });
+}
+
+// Every task makes some outputs of both halves, which stay in the L2 cache until they are one.
+void Runtime::gated(const Matrix& matrix, const float* x, int m, float* y) {
+    const LinearParams all = prepare(matrix, x, m);
+    const int ffn = matrix.n / 2, tiles = num_tiles(ffn);
+    const int shift = ffn % kLanes;  // of up's outputs in their tiles: gate's last tile has the first
+    const int fit = std::max(1, kGatedFloats / (2 * kLanes * m)), least = shift > 0 ? 16 : 4;
+    const int piece =
+        std::min(piece_of(tiles, num_threads()), std::max(least, fit / 4 * 4));
+    const int64_t up_at = int64_t{piece} * kLanes, ldx = 2 * up_at + (shift > 0 ? kLanes : 0);
+    grown(gate_up_, static_cast<size_t>(ldx * m * num_threads()));
+    pool_->run((tiles + piece - 1) / piece, [&](int i, int thread) {
+        float* both = gate_up_.data() + ldx * m * thread;
+        const int first = i * piece, last = std::min(tiles, first + piece);
+        const int outputs = std::min(ffn, last * kLanes) - first * kLanes;
+        LinearParams gate = outputs_from(all, matrix, first, last);
+        gate.y = both, gate.ldy = ldx;
+        call(matrix, gate);
+        const int from = ffn / kLanes + first;
+        LinearParams up = outputs_from(all, matrix, from, from + num_tiles(shift + outputs));
+        up.y = both + up_at, up.ldy = ldx;
+        call(matrix, up);
+        kernels_.swiglu({both, both + up_at + shift, y + first * kLanes, m, outputs, ldx, ffn});
     });
 }
 
@@ -73,13 +125,6 @@ void Runtime::rms_norm(float* x, const float* w, float* y, int m, int width, flo
     rows(m, [&](int first, int last) {
         const int64_t at = int64_t{first} * width;
         kernels_.rms_norm({x + at, nullptr, w, y + at, last - first, width, eps});
-    });
-}
-
-void Runtime::swiglu(const float* gate_up, float* y, int m, int ffn, int64_t ldx) {
-    rows(m, [&](int first, int last) {
-        kernels_.swiglu(
-            {gate_up + first * ldx, y + int64_t{first} * ffn, last - first, ffn, ldx});
     });
 }
 

@@ -28,15 +28,14 @@ class Runtime {
     const Kernels& kernels() const { return kernels_; }
     int num_threads() const { return pool_->num_threads(); }
 
-    // y (M, N) = x (M, K) W^T + bias, or y += with `accumulate`; rows of y are `ldy` apart, else N.
-    void linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate = false,
-                int64_t ldy = 0);
+    // y (M, N) = x (M, K) W^T + bias, or y += with `accumulate`.
+    void linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate = false);
+
+    // y (M, N/2) = silu(gate) * up, of the linear layer's outputs gate (M, N/2), then up.
+    void gated(const Matrix& matrix, const float* x, int m, float* y);
 
     // y (M, E) = rms_norm(x (M, E)).
     void rms_norm(float* x, const float* w, float* y, int m, int width, float eps);
-
-    // y (M, F) = silu(gate) * up of gate_up (M, 2 F), rows `ldx` apart.
-    void swiglu(const float* gate_up, float* y, int m, int ffn, int64_t ldx);
 
     // function(first, last) over pieces of [0, m): some pieces a thread where rows are many.
     template <class F>
@@ -58,6 +57,9 @@ class Runtime {
  private:
     void quantise(const Matrix& matrix, const float* x, int m);
     void pack_rows(const Matrix& matrix, int m);
+    // A layer's call but for y, its activations as its kernel wants them.
+    LinearParams prepare(const Matrix& matrix, const float* x, int m);
+    void call(const Matrix& matrix, const LinearParams& params);
 
     const Kernels& kernels_;
     std::shared_ptr<ThreadPool> pool_;
@@ -65,6 +67,7 @@ class Runtime {
     Buffer<float> scale_;
     Buffer<int32_t> neg_sum_;
     Buffer<PanelBlock> panels_;
+    Buffer<float> gate_up_;
 };
 
 // A buffer that only grows, and does not copy what it held.

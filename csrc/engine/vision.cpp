@@ -49,8 +49,6 @@ void Vision::forward(const VisionInput& input, float* out) {
     float* normed = grown(normed_, patches * width);
     float* qkv = grown(qkv_, patches * 3 * width);
     float* heads = grown(heads_, patches * width);
-    const int64_t ldx = round_up(2 * int64_t{c.ffn}, kLanes);  // rows begin with a line of the cache
-    float* gate_up = grown(gate_up_, patches * std::max(static_cast<size_t>(ldx), width));
     float* gated = grown(gated_, patches * static_cast<size_t>(c.ffn));
     runtime_.linear(weights_.patch_embed, input.pixel_values, m, x);
     for (const VisionBlock& block : weights_.blocks) {
@@ -64,18 +62,18 @@ void Vision::forward(const VisionInput& input, float* out) {
         attend(block.whole ? input.frames : input.windows);
         runtime_.linear(block.proj, heads, m, x, true);
         runtime_.rms_norm(x, block.norm2, normed, m, c.width, kEps);
-        runtime_.linear(block.gate_up, normed, m, gate_up, false, ldx);
-        runtime_.swiglu(gate_up, gated, m, c.ffn, ldx);
+        runtime_.gated(block.gate_up, normed, m, gated);
         runtime_.linear(block.down, gated, m, x, true);
     }
     runtime_.rms_norm(x, weights_.merger_norm, normed, m, c.width, kEps);
     const int merged = m / c.merge_unit, merged_width = c.width * c.merge_unit;
-    runtime_.linear(weights_.merger_in, normed, merged, gate_up);
+    float* hidden = grown(merged_, patches * width);
+    runtime_.linear(weights_.merger_in, normed, merged, hidden);
     runtime_.rows(merged, [&](int first, int last) {
         runtime_.kernels().gelu(
-            {gate_up + int64_t{first} * merged_width, int64_t{last - first} * merged_width});
+            {hidden + int64_t{first} * merged_width, int64_t{last - first} * merged_width});
     });
-    runtime_.linear(weights_.merger_out, gate_up, merged, out);
+    runtime_.linear(weights_.merger_out, hidden, merged, out);
 }
 
 }  // namespace latrt

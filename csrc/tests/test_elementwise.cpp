@@ -46,17 +46,22 @@ TEST(elementwise_swiglu) {
         const int m = random.size(5), ffn = random.size(200);
         auto gate_up = random.floats(size_t(m) * 2 * ffn, -20, 20);
         gate_up[0] = random.integer(0, 1) ? -1000.0f : 1000.0f;
-        const int ldx = 2 * ffn + random.integer(0, 20);
+        const int ldx = 2 * ffn + random.integer(0, 20), ldy = ffn + random.integer(0, 3);
         auto rows = poison(size_t(m) * ldx);
         for (int row = 0; row < m; ++row) {
             std::copy_n(&gate_up[size_t(row) * 2 * ffn], 2 * ffn, &rows[size_t(row) * ldx]);
         }
-        auto y = poison(size_t(m) * ffn);
-        kernels.swiglu({rows.data(), y.data(), m, ffn, ldx});
+        auto y = poison(size_t(m) * ldy);
+        kernels.swiglu({rows.data(), &rows[size_t(ffn)], y.data(), m, ffn, ldx, ldy});
+        std::vector<float> got;
+        for (int row = 0; row < m; ++row) {
+            got.insert(got.end(), &y[size_t(row) * ldy], &y[size_t(row) * ldy] + ffn);
+            for (int i = ffn; i < ldy; ++i) CHECK(std::isnan(y[size_t(row) * ldy + i]));
+        }
         const auto want = reference::swiglu(gate_up, ffn);
-        CHECK_NEAR("swiglu", y, want, relative(want, 2e-6f), size_t(ffn));
+        CHECK_NEAR("swiglu", got, want, relative(want, 2e-6f), size_t(ffn));
         rows[0] = std::nanf("");
-        kernels.swiglu({rows.data(), y.data(), m, ffn, ldx});
+        kernels.swiglu({rows.data(), &rows[size_t(ffn)], y.data(), m, ffn, ldx, ldy});
         CHECK(std::isnan(y[0]));
     });
 }

@@ -55,9 +55,8 @@ void rms_norm(const RmsNormParams& p) {
 
 void swiglu(const SwiGluParams& p) {
     for (int row = 0; row < p.m; ++row) {
-        const float* gate = p.gate_up + row * p.ldx;
-        const float* up = gate + p.ffn;
-        float* y = p.y + int64_t{row} * p.ffn;
+        const float *gate = p.gate + row * p.ldx, *up = p.up + row * p.ldx;
+        float* y = p.y + row * p.ldy;
         int i = 0;
         for (; i + kWidth <= p.ffn; i += kWidth) {
             store(y + i, gated(load(gate + i), load(up + i)));

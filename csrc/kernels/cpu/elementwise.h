@@ -17,10 +17,10 @@ struct RmsNormParams {
 
 // y = silu(gate) * up.
 struct SwiGluParams {
-    const float* gate_up;  // (M, 2 F): gate, then up; rows `ldx` apart   in
-    float* y;              // (M, F)                                      out
+    const float *gate, *up;  // (M, F), rows `ldx` apart   in
+    float* y;                // (M, F), rows `ldy` apart   out
     int m, ffn;
-    int64_t ldx;
+    int64_t ldx, ldy;
 };
 
 // Turns every pair (i, i + D/2) of every head by the token's angle i, in place.
