@@ -165,7 +165,6 @@ void Decoder::forward(const DecoderStep& step) {
     float* normed = grown(normed_, tokens * c.width);
     float* qkv = grown(qkv_, tokens * qkv_heads * c.head_dim);
     float* heads = grown(heads_, tokens * c.num_heads * c.head_dim);
-    float* gated = grown(gated_, tokens * c.ffn);
     for (int i = 0; i < c.num_layers; ++i) {
         const DecoderLayer& layer = weights_.layers[static_cast<size_t>(i)];
         runtime_.rms_norm(x, layer.input_norm, normed, step.num_tokens, c.width, c.eps);
@@ -182,8 +181,7 @@ void Decoder::forward(const DecoderStep& step) {
         if (rows == 0) break;
         runtime_.linear(layer.o, heads, rows, x, true);
         runtime_.rms_norm(x, layer.post_norm, normed, rows, c.width, c.eps);
-        runtime_.gated(layer.gate_up, normed, rows, gated);
-        runtime_.linear(layer.down, gated, rows, x, true);
+        runtime_.mlp(layer.gate_up, layer.down, normed, rows, x);
     }
     finish(step);
 }

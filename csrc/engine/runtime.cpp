@@ -5,12 +5,35 @@
 namespace latrt {
 namespace {
 
-constexpr int kGatedFloats = 1 << 16;  // of gate and up that a thread holds, if rows allow it
+constexpr int kUnit = 4;                // tiles that kernels take together
+constexpr int kGateUpFloats = 1 << 16;  // that a thread holds at a time, if rows allow it
 
-// Tiles of a task: several tasks a thread, so that one that is held up leaves its share to the
-// others; of whole fours, which kernels take together.
-int piece_of(int tiles, int threads) {
-    return threads == 1 ? tiles : (std::max(1, tiles / (threads * 8)) + 3) / 4 * 4;
+// Tiles in pieces, one a task: of whole `unit`s of tiles, alike to one of them.
+struct Pieces {
+    int tiles, unit, units, count;
+
+    // Several a thread, so that one that is held up leaves its share to the others, and so many
+    // that none has more than `most` units.
+    Pieces(int num_tiles, int unit_tiles, int threads, int most)
+        : tiles(num_tiles), unit(unit_tiles), units((num_tiles + unit_tiles - 1) / unit_tiles) {
+        const int wanted = threads == 1 ? 1 : threads * 8;
+        count = std::min(units, std::max(wanted, (units + most - 1) / most));
+    }
+    int begin(int i) const {
+        return std::min(tiles, static_cast<int>(int64_t{units} * i / count) * unit);
+    }
+    int largest() const { return (units + count - 1) / count * unit; }
+};
+
+bool wants_codes(const Matrix& matrix) {
+    return matrix.type == WeightType::int8 || matrix.type == WeightType::int4;
+}
+
+// Where the codes of `row` stand from input `at` on, the first of a group.
+QuantiseParams quantise_from(QuantiseParams p, int row, int at) {
+    const int64_t size = int64_t{p.scale_run} * kBlock, group = row * p.ld_groups + at / size;
+    p.xq += group * size, p.x_scale += group, p.x_neg_sum += group;
+    return p;
 }
 
 // The layer of the tiles [first, last) alone.
@@ -30,42 +53,50 @@ LinearParams outputs_from(LinearParams p, const Matrix& matrix, int first, int l
 Runtime::Runtime(const Kernels& kernels, int num_threads)
     : kernels_(kernels), pool_(ThreadPool::shared(num_threads)) {}
 
-void Runtime::quantise(const Matrix& matrix, const float* x, int m) {
+QuantiseParams Runtime::reserve(const Matrix& matrix, int m, Activations& to) {
     const int64_t groups = num_scales(matrix.k, matrix.scale_run);
-    const int64_t codes = row_codes(matrix.k, matrix.scale_run);
-    grown(codes_, static_cast<size_t>(m * codes));
-    grown(scale_, static_cast<size_t>(m * groups));
-    grown(neg_sum_, static_cast<size_t>(m * groups));
-    rows(m, [&](int first, int last) {
-        const int64_t at = first * groups;
-        kernels_.quantise({x + int64_t{first} * matrix.k, codes_.data() + first * codes,
-                           scale_.data() + at, neg_sum_.data() + at, last - first, matrix.k,
-                           matrix.k, largest_code(matrix.type), matrix.scale_run});
-    });
+    const size_t count = static_cast<size_t>(m * groups);
+    grown(to.codes, static_cast<size_t>(m * row_codes(matrix.k, matrix.scale_run)));
+    grown(to.scale, count);
+    grown(to.neg_sum, count);
+    return {nullptr,  to.codes.data(), to.scale.data(),           to.neg_sum.data(), m,
+            matrix.k, matrix.k,        largest_code(matrix.type), matrix.scale_run,  groups};
 }
 
-void Runtime::pack_rows(const Matrix& matrix, int m) {
+void Runtime::pack_rows(const Matrix& matrix, int m, Activations& to) {
     const int panels = num_panels(m);
-    grown(panels_, static_cast<size_t>(panels) * num_blocks(matrix.k));
+    grown(to.panels, static_cast<size_t>(panels) * num_blocks(matrix.k));
     rows(panels, [&](int first, int last) {
-        kernels_.pack_rows({codes_.data(), scale_.data(), panels_.data(), m, matrix.k, first, last,
-                            matrix.scale_run});
+        kernels_.pack_rows({to.codes.data(), to.scale.data(), to.panels.data(), m, matrix.k, first,
+                            last, matrix.scale_run});
     });
 }
 
-LinearParams Runtime::prepare(const Matrix& matrix, const float* x, int m) {
-    const bool codes = matrix.type == WeightType::int8 || matrix.type == WeightType::int4;
-    if (codes) quantise(matrix, x, m);
-    const bool panels = matrix.type == WeightType::int4 && m >= kPanelsFrom &&
-                        kernels_.linear_int4_panels != nullptr;
-    if (panels) pack_rows(matrix, m);
+void Runtime::prepare(const Matrix& matrix, const float* x, int m, Activations& to) {
+    if (!wants_codes(matrix)) return;
+    const QuantiseParams all = reserve(matrix, m, to);
+    rows(m, [&](int first, int last) {
+        QuantiseParams part = quantise_from(all, first, 0);
+        part.x = x + first * all.ldx, part.m = last - first;
+        kernels_.quantise(part);
+    });
+    if (wants_panels(matrix, m)) pack_rows(matrix, m, to);
+}
+
+bool Runtime::wants_panels(const Matrix& matrix, int m) const {
+    return matrix.type == WeightType::int4 && m >= kPanelsFrom &&
+           kernels_.linear_int4_panels != nullptr;
+}
+
+LinearParams Runtime::params(const Matrix& matrix, const float* x, int m,
+                             const Activations& from) const {
     return {matrix.w,
             matrix.scale,
             matrix.bias,
             x,
-            codes_.data(),
-            scale_.data(),
-            neg_sum_.data(),
+            from.codes.data(),
+            from.scale.data(),
+            from.neg_sum.data(),
             nullptr,
             m,
             matrix.n,
@@ -75,50 +106,70 @@ LinearParams Runtime::prepare(const Matrix& matrix, const float* x, int m) {
             0,
             num_tiles(matrix.n),
             false,
-            panels ? panels_.data() : nullptr,
+            wants_panels(matrix, m) ? from.panels.data() : nullptr,
             matrix.scale_run};
 }
 
-void Runtime::call(const Matrix& matrix, const LinearParams& params) {
+void Runtime::call(const Matrix& matrix, const LinearParams& params) const {
     params.panels != nullptr ? kernels_.linear_int4_panels(params)
                              : kernels_.linear[static_cast<int>(matrix.type)](params);
 }
 
-void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate) {
-    LinearParams all = prepare(matrix, x, m);
-    all.y = y, all.accumulate = accumulate;
-    const int tiles = all.tile_end, piece = piece_of(tiles, num_threads());
-    pool_->run((tiles + piece - 1) / piece, [&](int i, int) {
+void Runtime::multiply(const Matrix& matrix, const LinearParams& all) {
+    const Pieces pieces(all.tile_end, kUnit, num_threads(), all.tile_end);
+    pool_->run(pieces.count, [&](int i, int) {
         LinearParams part = all;
-        part.tile_begin = i * piece;
-        part.tile_end = std::min(tiles, (i + 1) * piece);
+        part.tile_begin = pieces.begin(i), part.tile_end = pieces.begin(i + 1);
         call(matrix, part);
     });
 }
 
-// Every task makes some outputs of both halves, which stay in the L2 cache until they are one.
-void Runtime::gated(const Matrix& matrix, const float* x, int m, float* y) {
-    const LinearParams all = prepare(matrix, x, m);
-    const int ffn = matrix.n / 2, tiles = num_tiles(ffn);
-    const int shift = ffn % kLanes;  // of up's outputs in their tiles: gate's last tile has the first
-    const int fit = std::max(1, kGatedFloats / (2 * kLanes * m)), least = shift > 0 ? 16 : 4;
-    const int piece =
-        std::min(piece_of(tiles, num_threads()), std::max(least, fit / 4 * 4));
-    const int64_t up_at = int64_t{piece} * kLanes, ldx = 2 * up_at + (shift > 0 ? kLanes : 0);
+void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate) {
+    prepare(matrix, x, m, in_);
+    LinearParams all = params(matrix, x, m, in_);
+    all.y = y, all.accumulate = accumulate;
+    multiply(matrix, all);
+}
+
+// Every task makes some outputs of gate and of up, which stay in the L2 cache until they are the
+// codes that `down` reads, or floats.
+void Runtime::mlp(const Matrix& gate_up, const Matrix& down, const float* x, int m, float* y) {
+    prepare(gate_up, x, m, in_);
+    const LinearParams all = params(gate_up, x, m, in_);
+    const int ffn = down.k, tiles = num_tiles(ffn);
+    const int shift = ffn % kLanes;  // up begins within a tile, of which gate has the first outputs
+    const bool codes = wants_codes(down);
+    const int unit = codes ? std::max(kUnit, 2 * down.scale_run) : kUnit;  // whole groups
+    const int fit = kGateUpFloats / (2 * kLanes * m * unit), least = shift > 0 ? 16 / unit : 1;
+    const Pieces pieces(tiles, unit, num_threads(), std::max(least, fit));
+    const int64_t up_at = int64_t{pieces.largest()} * kLanes;
+    const int64_t ldx = 2 * up_at + (shift > 0 ? kLanes : 0);
     grown(gate_up_, static_cast<size_t>(ldx * m * num_threads()));
-    pool_->run((tiles + piece - 1) / piece, [&](int i, int thread) {
+    const QuantiseParams between = codes ? reserve(down, m, between_) : QuantiseParams{};
+    float* gated = codes ? nullptr : grown(gated_, static_cast<size_t>(m) * ffn);
+    pool_->run(pieces.count, [&](int i, int thread) {
         float* both = gate_up_.data() + ldx * m * thread;
-        const int first = i * piece, last = std::min(tiles, first + piece);
+        const int first = pieces.begin(i), last = pieces.begin(i + 1);
         const int outputs = std::min(ffn, last * kLanes) - first * kLanes;
-        LinearParams gate = outputs_from(all, matrix, first, last);
+        LinearParams gate = outputs_from(all, gate_up, first, last);
         gate.y = both, gate.ldy = ldx;
-        call(matrix, gate);
+        call(gate_up, gate);
         const int from = ffn / kLanes + first;
-        LinearParams up = outputs_from(all, matrix, from, from + num_tiles(shift + outputs));
+        LinearParams up = outputs_from(all, gate_up, from, from + num_tiles(shift + outputs));
         up.y = both + up_at, up.ldy = ldx;
-        call(matrix, up);
-        kernels_.swiglu({both, both + up_at + shift, y + first * kLanes, m, outputs, ldx, ffn});
+        call(gate_up, up);
+        float* to = codes ? both : gated + first * kLanes;
+        kernels_.swiglu(
+            {both, both + up_at + shift, to, m, outputs, ldx, codes ? ldx : int64_t{ffn}});
+        if (!codes) return;
+        QuantiseParams part = quantise_from(between, 0, first * kLanes);
+        part.x = both, part.ldx = ldx, part.k = outputs;
+        kernels_.quantise(part);
     });
+    if (codes && wants_panels(down, m)) pack_rows(down, m, between_);
+    LinearParams last = params(down, gated, m, between_);
+    last.y = y, last.accumulate = true;
+    multiply(down, last);
 }
 
 void Runtime::rms_norm(float* x, const float* w, float* y, int m, int width, float eps) {

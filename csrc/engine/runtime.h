@@ -31,8 +31,8 @@ class Runtime {
     // y (M, N) = x (M, K) W^T + bias, or y += with `accumulate`.
     void linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate = false);
 
-    // y (M, N/2) = silu(gate) * up, of the linear layer's outputs gate (M, N/2), then up.
-    void gated(const Matrix& matrix, const float* x, int m, float* y);
+    // y (M, E) += (silu(gate) * up) W_down^T + bias, of the outputs of gate_up: gate (M, F), then up.
+    void mlp(const Matrix& gate_up, const Matrix& down, const float* x, int m, float* y);
 
     // y (M, E) = rms_norm(x (M, E)).
     void rms_norm(float* x, const float* w, float* y, int m, int width, float eps);
@@ -55,19 +55,29 @@ class Runtime {
     }
 
  private:
-    void quantise(const Matrix& matrix, const float* x, int m);
-    void pack_rows(const Matrix& matrix, int m);
-    // A layer's call but for y, its activations as its kernel wants them.
-    LinearParams prepare(const Matrix& matrix, const float* x, int m);
-    void call(const Matrix& matrix, const LinearParams& params);
+    // What a linear layer of int8 or int4 weights reads.
+    struct Activations {
+        Buffer<int8_t> codes;
+        Buffer<float> scale;
+        Buffer<int32_t> neg_sum;
+        Buffer<PanelBlock> panels;
+    };
+
+    // Room for m rows; what `quantise` of all of them takes, but for x.
+    QuantiseParams reserve(const Matrix& matrix, int m, Activations& to);
+    bool wants_panels(const Matrix& matrix, int m) const;
+    // x as the matrix wants it, where that is not float.
+    void prepare(const Matrix& matrix, const float* x, int m, Activations& to);
+    void pack_rows(const Matrix& matrix, int m, Activations& to);
+    // The layer's call but for y.
+    LinearParams params(const Matrix& matrix, const float* x, int m, const Activations& from) const;
+    void call(const Matrix& matrix, const LinearParams& params) const;
+    void multiply(const Matrix& matrix, const LinearParams& params);
 
     const Kernels& kernels_;
     std::shared_ptr<ThreadPool> pool_;
-    Buffer<int8_t> codes_;
-    Buffer<float> scale_;
-    Buffer<int32_t> neg_sum_;
-    Buffer<PanelBlock> panels_;
-    Buffer<float> gate_up_;
+    Activations in_, between_;
+    Buffer<float> gate_up_, gated_;
 };
 
 // A buffer that only grows, and does not copy what it held.

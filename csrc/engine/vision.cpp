@@ -49,7 +49,6 @@ void Vision::forward(const VisionInput& input, float* out) {
     float* normed = grown(normed_, patches * width);
     float* qkv = grown(qkv_, patches * 3 * width);
     float* heads = grown(heads_, patches * width);
-    float* gated = grown(gated_, patches * static_cast<size_t>(c.ffn));
     runtime_.linear(weights_.patch_embed, input.pixel_values, m, x);
     for (const VisionBlock& block : weights_.blocks) {
         runtime_.rms_norm(x, block.norm1, normed, m, c.width, kEps);
@@ -62,8 +61,7 @@ void Vision::forward(const VisionInput& input, float* out) {
         attend(block.whole ? input.frames : input.windows);
         runtime_.linear(block.proj, heads, m, x, true);
         runtime_.rms_norm(x, block.norm2, normed, m, c.width, kEps);
-        runtime_.gated(block.gate_up, normed, m, gated);
-        runtime_.linear(block.down, gated, m, x, true);
+        runtime_.mlp(block.gate_up, block.down, normed, m, x);
     }
     runtime_.rms_norm(x, weights_.merger_norm, normed, m, c.width, kEps);
     const int merged = m / c.merge_unit, merged_width = c.width * c.merge_unit;

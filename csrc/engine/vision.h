@@ -52,7 +52,7 @@ class Vision {
     VisionConfig config_;
     VisionWeights weights_;
     Runtime runtime_;
-    Buffer<float> x_, normed_, qkv_, heads_, gated_, merged_, scratch_;
+    Buffer<float> x_, normed_, qkv_, heads_, merged_, scratch_;
 };
 
 }  // namespace latrt

@@ -75,6 +75,7 @@ struct QuantiseParams {
     int64_t ldx;
     int largest = 127;  // code, `largest_code`
     int scale_run = 1;
+    int64_t ld_groups = 0;  // groups that rows of codes, scales and sums are apart; 0: as k has
 };
 
 // One row of packed weights as floats: the embedding of a token.

@@ -192,6 +192,38 @@ void run(const LinearParams& p) {
     for (; tile < p.tile_end; ++tile) all_rows<1, kIntRows, kBits, kRun>(p, 0, tile);
 }
 
+inline int32_t largest_lane(IntVec vector) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_epi32((__m512i)vector);
+#else
+    int32_t lanes[kWidth], largest = 0;
+    __builtin_memcpy(lanes, &vector, sizeof vector);
+    for (const int32_t lane : lanes) largest = lane > largest ? lane : largest;
+    return largest;
+#endif
+}
+
+// Writes a block's codes; returns their sum.
+inline int32_t store_codes(int8_t* to, const IntVec (&codes)[kBlock / kWidth]) {
+#if defined(__AVX512VNNI__)
+    const __m128i halves[2] = {_mm512_cvtepi32_epi8((__m512i)codes[0]),
+                               _mm512_cvtepi32_epi8((__m512i)codes[1])};
+    const __m256i block = _mm256_set_m128i(halves[1], halves[0]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), block);
+    const __m256i sums =
+        _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), block);
+    return _mm512_reduce_add_epi32(_mm512_zextsi256_si512(sums));
+#else
+    int32_t numbers[kBlock], sum = 0;
+    __builtin_memcpy(numbers, codes, sizeof numbers);
+    for (int i = 0; i < kBlock; ++i) {
+        to[i] = static_cast<int8_t>(numbers[i]);
+        sum += to[i];
+    }
+    return sum;
+#endif
+}
+
 // Codes of a group of `count` numbers at `x`, a multiple of 32; returns minus their sum.
 inline int32_t quantise_group(const float* x, int count, float most, int8_t* codes, float& scale) {
     // |x| by its bits, which order as the numbers do; what is not finite is above all others.
@@ -201,24 +233,19 @@ inline int32_t quantise_group(const float* x, int count, float most, int8_t* cod
         const IntVec magnitude = (IntVec)load(x + i) & 0x7fffffff;
         largest = magnitude > largest ? magnitude : largest;
     }
-    int32_t lanes[kWidth], bits = 0;
-    __builtin_memcpy(lanes, &largest, sizeof largest);
-    for (const int32_t lane : lanes) bits = lane > bits ? lane : bits;
+    const int32_t bits = largest_lane(largest);
     float top;
     __builtin_memcpy(&top, &bits, sizeof top);
     const float inverse = top > 1e-35f && bits < kInfinity ? most / top : 0.0f;
     scale = bits < kInfinity ? top / most : __builtin_nanf("");
     int32_t total = 0;
     for (int block = 0; block < count; block += kBlock) {
-        int32_t rounded[kBlock];
+        IntVec rounded[kBlock / kWidth];
         for (int i = 0; i < kBlock; i += kWidth) {
-            const UintVec bits = (UintVec)(load(x + block + i) * inverse + kRounder) - 0x4b400000u;
-            __builtin_memcpy(rounded + i, &bits, sizeof bits);
+            rounded[i / kWidth] =
+                (IntVec)((UintVec)(load(x + block + i) * inverse + kRounder) - 0x4b400000u);
         }
-        for (int i = 0; i < kBlock; ++i) {
-            codes[block + i] = static_cast<int8_t>(rounded[i]);
-            total -= codes[block + i];
-        }
+        total -= store_codes(codes + block, rounded);
     }
     return total;
 }
@@ -227,11 +254,12 @@ template <int kRun>
 void quantise_rows(const QuantiseParams& p) {
     constexpr int kGroup = kRun * kBlock;
     const int groups = num_scales(p.k, kRun);
+    const int64_t apart = p.ld_groups > 0 ? p.ld_groups : groups;
     const float most = static_cast<float>(p.largest);
     for (int row = 0; row < p.m; ++row) {
         const float* x = p.x + row * p.ldx;
         for (int g = 0; g < groups; ++g) {
-            const int64_t at = int64_t{row} * groups + g;
+            const int64_t at = row * apart + g;
             float padded[kGroup] = {};
             const int rest = p.k - g * kGroup;
             if (rest < kGroup) {

@@ -23,6 +23,19 @@ namespace {
 constexpr int kBytes = kLanes * kBlock / 2;  // of a block of a tile
 constexpr int kPanels = 32;                  // whose sums stay in the L2 cache meanwhile
 
+// Writes the outputs of a panel from `row` on. (Inlined, it spoils GCC's code around it.)
+__attribute__((noinline)) void finish_panel(const LinearParams& p, const Totals* totals, int row,
+                                            int tile, int tiles) {
+    const int count = p.m - row < kPanelRows ? p.m - row : kPanelRows;
+    for (int m = 0; m < count; ++m) {
+        for (int t = 0; t < tiles; ++t) {
+            alignas(64) float out[kLanes];
+            store_floats(out, totals[t][m]);
+            finish<1>(p, out, row + m, tile + t);
+        }
+    }
+}
+
 // `tiles` tiles of outputs from `tile` on, the panels [begin, end).
 template <int kRun>
 void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int end) {
@@ -55,14 +68,7 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
                 }
             }
             multiply<kRun>(weights, tiles, x, count, of_panel, ahead);
-            if (!last) continue;
-            for (int m = 0; m < kPanelRows && panel * kPanelRows + m < p.m; ++m) {
-                for (int t = 0; t < tiles; ++t) {
-                    alignas(64) float out[kLanes];
-                    store_floats(out, of_panel[t][m]);
-                    finish<1>(p, out, panel * kPanelRows + m, tile + t);
-                }
-            }
+            if (last) finish_panel(p, of_panel, panel * kPanelRows, tile, tiles);
         }
     }
 }
