@@ -29,26 +29,33 @@ const float* query(const AttentionParams& p, const Rows& rows, int row) {
     return p.q + token * p.ldq + int64_t{row % p.group} * p.head_dim;
 }
 
-// Scores of M rows on the 16 keys of a tile (D, 16).
-template <int M, class T>
-void score_tile(const AttentionParams& p, const Rows& rows, int row, const T* tile, int column,
-                const float* k_scale) {
+// Scores of M rows on the 16 keys of each of some tiles (D, 16).
+template <int M, int kTiles, class T>
+void score_tiles(const AttentionParams& p, const Rows& rows, int row, const T* tile, int column,
+                 const float* k_scale) {
     const float* q[M];
     for (int m = 0; m < M; ++m) q[m] = query(p, rows, row + m);
-    Vec sums[M][kParts] = {};
+    const int64_t apart = int64_t{p.head_dim} * kLanes;
+    Vec sums[M][kTiles][kParts] = {};
     for (int d = 0; d < p.head_dim; ++d, tile += kLanes) {
 #pragma GCC unroll 4
         for (int i = 0; i < kParts; ++i) {
-            const Vec key = load(tile + i * kWidth);
+            Vec keys[kTiles];
+#pragma GCC unroll 2
+            for (int t = 0; t < kTiles; ++t) keys[t] = load(tile + t * apart + i * kWidth);
 #pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) sums[m][i] += key * q[m][d];
+            for (int m = 0; m < M; ++m) {
+                const Vec number = splat(q[m][d]);
+#pragma GCC unroll 2
+                for (int t = 0; t < kTiles; ++t) sums[m][t][i] += keys[t] * number;
+            }
         }
     }
     for (int m = 0; m < M; ++m) {
         float* to = rows.scores + int64_t{row + m} * kKeyBlock + column;
 #pragma GCC unroll 4
-        for (int i = 0; i < kParts; ++i) {
-            Vec score = sums[m][i] * p.scale;
+        for (int i = 0; i < kTiles * kParts; ++i) {
+            Vec score = sums[m][i / kParts][i % kParts] * p.scale;
             if constexpr (sizeof(T) == 1) score *= load(k_scale + i * kWidth);
             store(to + i * kWidth, score);
         }
@@ -56,23 +63,29 @@ void score_tile(const AttentionParams& p, const Rows& rows, int row, const T* ti
 }
 
 // M rows at a time, then half of that.
-template <int M, class T>
+template <int M, int kTiles, class T>
 void score_rows(const AttentionParams& p, const Rows& rows, int row, const T* tile, int column,
                 const float* k_scale) {
-    for (; row + M <= rows.count; row += M) score_tile<M>(p, rows, row, tile, column, k_scale);
-    if constexpr (M > 1) score_rows<M / 2>(p, rows, row, tile, column, k_scale);
+    for (; row + M <= rows.count; row += M) {
+        score_tiles<M, kTiles>(p, rows, row, tile, column, k_scale);
+    }
+    if constexpr (M > 1) score_rows<M / 2, kTiles>(p, rows, row, tile, column, k_scale);
 }
 
 // Scores of a block of keys, whose values are fetched meanwhile: a step finds neither in a cache.
 template <class T>
 void score_block(const AttentionParams& p, const Rows& rows, int first_key, int count) {
+    constexpr int kTiles = kParts == 1 ? 2 : 1;  // whose sums fit the registers
     const int64_t width = round_up(p.head_dim, kLanes);
-    for (int column = 0; column < count; column += kLanes) {
+    for (int column = 0; column < count;) {
+        const int keys = column + (kTiles - 1) * kLanes < count ? kTiles * kLanes : kLanes;
         const T* values = static_cast<const T*>(p.v) + (first_key + column) * width;
-        fetch(values, kLanes * width * int64_t{sizeof(T)});
+        fetch(values, keys * width * int64_t{sizeof(T)});
         const T* tile = static_cast<const T*>(p.k) + int64_t{first_key + column} * p.head_dim;
         const float* k_scale = sizeof(T) == 1 ? p.k_scale + first_key + column : nullptr;
-        score_rows<kMaxRows>(p, rows, 0, tile, column, k_scale);
+        keys > kLanes ? score_rows<kMaxRows, kTiles>(p, rows, 0, tile, column, k_scale)
+                      : score_rows<kMaxRows, 1>(p, rows, 0, tile, column, k_scale);
+        column += keys;
     }
 }
 

@@ -106,18 +106,26 @@ inline Vec max(Vec a, Vec b) {
 }  // b where a is NaN
 
 inline float sum(Vec vector) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)vector);
+#else
     float parts[kWidth], total = 0;
     store(parts, vector);
     for (float part : parts) total += part;
     return total;
+#endif
 }
 
 inline float max_lane(Vec vector) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)vector);
+#else
     float parts[kWidth];
     store(parts, vector);
     float largest = parts[0];
     for (float part : parts) largest = part > largest ? part : largest;
     return largest;
+#endif
 }
 
 // Adding 1.5 * 2^23 rounds to an integer (nearest, even), which then stands in the low bits.
