@@ -162,13 +162,11 @@ void Decoder::forward(const DecoderStep& step) {
     mass_.assign(mass_count, 0.0f);
     embed(step);
     float* x = x_.data();
-    float* normed = grown(normed_, tokens * c.width);
     float* qkv = grown(qkv_, tokens * qkv_heads * c.head_dim);
     float* heads = grown(heads_, tokens * c.num_heads * c.head_dim);
     for (int i = 0; i < c.num_layers; ++i) {
         const DecoderLayer& layer = weights_.layers[static_cast<size_t>(i)];
-        runtime_.rms_norm(x, layer.input_norm, normed, step.num_tokens, c.width, c.eps);
-        runtime_.linear(layer.qkv, normed, step.num_tokens, qkv);
+        runtime_.linear({layer.input_norm, c.eps}, layer.qkv, x, step.num_tokens, qkv);
         runtime_.rows(step.num_tokens, [&](int first, int last) {
             const int64_t ldx = int64_t{qkv_heads} * c.head_dim,
                           angle = int64_t{first} * (c.head_dim / 2);
@@ -180,8 +178,7 @@ void Decoder::forward(const DecoderStep& step) {
         const int rows = i + 1 < c.num_layers ? step.num_tokens : keep_asked(step);
         if (rows == 0) break;
         runtime_.linear(layer.o, heads, rows, x, true);
-        runtime_.rms_norm(x, layer.post_norm, normed, rows, c.width, c.eps);
-        runtime_.mlp(layer.gate_up, layer.down, normed, rows, x);
+        runtime_.mlp({layer.post_norm, c.eps}, layer.gate_up, layer.down, x, rows);
     }
     finish(step);
 }
@@ -219,10 +216,10 @@ void Decoder::finish(const DecoderStep& step) {
     }
     if (out.empty()) return;
     const int rows = static_cast<int>(out.size());
-    runtime_.rms_norm(x_.data(), weights_.norm, normed_.data(), rows, c.width, c.eps);
-    if (rows == 1) return runtime_.linear(weights_.head, normed_.data(), 1, out[0]);
+    const Norm norm = {weights_.norm, c.eps};
+    if (rows == 1) return runtime_.linear(norm, weights_.head, x_.data(), 1, out[0]);
     float* logits = grown(logits_, out.size() * static_cast<size_t>(c.vocab_size));
-    runtime_.linear(weights_.head, normed_.data(), rows, logits);
+    runtime_.linear(norm, weights_.head, x_.data(), rows, logits);
     for (size_t i = 0; i < out.size(); ++i) {
         std::memcpy(out[i], logits + i * static_cast<size_t>(c.vocab_size),
                     sizeof(float) * static_cast<size_t>(c.vocab_size));

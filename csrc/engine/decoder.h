@@ -92,7 +92,7 @@ class Decoder {
     DecoderWeights weights_;
     Runtime runtime_;
     std::vector<Slot> slots_;
-    Buffer<float> x_, normed_, qkv_, heads_, scratch_, mass_, logits_;
+    Buffer<float> x_, qkv_, heads_, scratch_, mass_, logits_;
 };
 
 }  // namespace latrt

@@ -25,6 +25,12 @@ struct Pieces {
     int largest() const { return (units + count - 1) / count * unit; }
 };
 
+// Without a residual, x is read alone.
+void normalise(const Kernels& kernels, const Norm& norm, const float* x, float* y, int m,
+               int width) {
+    kernels.rms_norm({const_cast<float*>(x), nullptr, norm.w, y, m, width, norm.eps});
+}
+
 bool wants_codes(const Matrix& matrix) {
     return matrix.type == WeightType::int8 || matrix.type == WeightType::int4;
 }
@@ -63,24 +69,41 @@ QuantiseParams Runtime::reserve(const Matrix& matrix, int m, Activations& to) {
             matrix.k, matrix.k,        largest_code(matrix.type), matrix.scale_run,  groups};
 }
 
-void Runtime::pack_rows(const Matrix& matrix, int m, Activations& to) {
-    const int panels = num_panels(m);
-    grown(to.panels, static_cast<size_t>(panels) * num_blocks(matrix.k));
-    rows(panels, [&](int first, int last) {
-        kernels_.pack_rows({to.codes.data(), to.scale.data(), to.panels.data(), m, matrix.k, first,
-                            last, matrix.scale_run});
-    });
+// The panels that rows [first, last) are in, `first` the first of one.
+void Runtime::pack_rows(const Matrix& matrix, int m, int first, int last, Activations& to) const {
+    kernels_.pack_rows({to.codes.data(), to.scale.data(), to.panels.data(), m, matrix.k,
+                        num_panels(first), num_panels(last), matrix.scale_run});
 }
 
-void Runtime::prepare(const Matrix& matrix, const float* x, int m, Activations& to) {
-    if (!wants_codes(matrix)) return;
-    const QuantiseParams all = reserve(matrix, m, to);
-    rows(m, [&](int first, int last) {
-        QuantiseParams part = quantise_from(all, first, 0);
-        part.x = x + first * all.ldx, part.m = last - first;
-        kernels_.quantise(part);
+// Some rows at a time go all the way, so that every step finds them in the L1 or L2 cache.
+LinearParams Runtime::prepare(const Matrix& matrix, const Norm* norm, const float* x, int m,
+                              Activations& to) {
+    const bool codes = wants_codes(matrix), panels = wants_panels(matrix, m);
+    if (!codes && norm == nullptr) return params(matrix, x, m, to);
+    const QuantiseParams all = codes ? reserve(matrix, m, to) : QuantiseParams{};
+    const int64_t k = matrix.k;
+    const int kept = codes ? kPanelRows * num_threads() : m;
+    if (panels) grown(to.panels, static_cast<size_t>(num_panels(m)) * num_blocks(matrix.k));
+    float* normed = norm ? grown(to.normed, static_cast<size_t>(kept * k)) : nullptr;
+    const Pieces pieces(m, panels ? kPanelRows : 1, num_threads(), m);
+    pool_->run(pieces.count, [&](int i, int thread) {
+        const int first = pieces.begin(i), last = pieces.begin(i + 1);
+        for (int row = first; row < last; row += kPanelRows) {
+            const int count = std::min(kPanelRows, last - row);
+            const float* from = x + row * k;
+            if (norm != nullptr) {
+                float* some = normed + (codes ? kPanelRows * thread : row) * k;
+                normalise(kernels_, *norm, from, some, count, matrix.k);
+                from = some;
+            }
+            if (!codes) continue;
+            QuantiseParams part = quantise_from(all, row, 0);
+            part.x = from, part.m = count;
+            kernels_.quantise(part);
+        }
+        if (panels) pack_rows(matrix, m, first, last, to);
     });
-    if (wants_panels(matrix, m)) pack_rows(matrix, m, to);
+    return params(matrix, norm ? normed : x, m, to);
 }
 
 bool Runtime::wants_panels(const Matrix& matrix, int m) const {
@@ -125,17 +148,21 @@ void Runtime::multiply(const Matrix& matrix, const LinearParams& all) {
 }
 
 void Runtime::linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate) {
-    prepare(matrix, x, m, in_);
-    LinearParams all = params(matrix, x, m, in_);
+    LinearParams all = prepare(matrix, nullptr, x, m, in_);
     all.y = y, all.accumulate = accumulate;
+    multiply(matrix, all);
+}
+
+void Runtime::linear(const Norm& norm, const Matrix& matrix, const float* x, int m, float* y) {
+    LinearParams all = prepare(matrix, &norm, x, m, in_);
+    all.y = y;
     multiply(matrix, all);
 }
 
 // Every task makes some outputs of gate and of up, which stay in the L2 cache until they are the
 // codes that `down` reads, or floats.
-void Runtime::mlp(const Matrix& gate_up, const Matrix& down, const float* x, int m, float* y) {
-    prepare(gate_up, x, m, in_);
-    const LinearParams all = params(gate_up, x, m, in_);
+void Runtime::mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, float* x, int m) {
+    const LinearParams all = prepare(gate_up, &norm, x, m, in_);
     const int ffn = down.k, tiles = num_tiles(ffn);
     const int shift = ffn % kLanes;  // up begins within a tile, of which gate has the first outputs
     const bool codes = wants_codes(down);
@@ -166,16 +193,22 @@ void Runtime::mlp(const Matrix& gate_up, const Matrix& down, const float* x, int
         part.x = both, part.ldx = ldx, part.k = outputs;
         kernels_.quantise(part);
     });
-    if (codes && wants_panels(down, m)) pack_rows(down, m, between_);
+    if (wants_panels(down, m)) {
+        grown(between_.panels, static_cast<size_t>(num_panels(m)) * num_blocks(ffn));
+        const Pieces of_rows(m, kPanelRows, num_threads(), m);
+        pool_->run(of_rows.count, [&](int i, int) {
+            pack_rows(down, m, of_rows.begin(i), of_rows.begin(i + 1), between_);
+        });
+    }
     LinearParams last = params(down, gated, m, between_);
-    last.y = y, last.accumulate = true;
+    last.y = x, last.accumulate = true;
     multiply(down, last);
 }
 
-void Runtime::rms_norm(float* x, const float* w, float* y, int m, int width, float eps) {
+void Runtime::rms_norm(const Norm& norm, const float* x, float* y, int m, int width) {
     rows(m, [&](int first, int last) {
         const int64_t at = int64_t{first} * width;
-        kernels_.rms_norm({x + at, nullptr, w, y + at, last - first, width, eps});
+        normalise(kernels_, norm, x + at, y + at, last - first, width);
     });
 }
 

@@ -20,6 +20,11 @@ struct Matrix {
     int scale_run = 1;  // blocks of 32 that share a scale
 };
 
+struct Norm {
+    const float* w;  // (E)
+    float eps;
+};
+
 // Not thread-safe: one model runs one call at a time. Results do not depend on the threads.
 class Runtime {
  public:
@@ -31,11 +36,15 @@ class Runtime {
     // y (M, N) = x (M, K) W^T + bias, or y += with `accumulate`.
     void linear(const Matrix& matrix, const float* x, int m, float* y, bool accumulate = false);
 
-    // y (M, E) += (silu(gate) * up) W_down^T + bias, of the outputs of gate_up: gate (M, F), then up.
-    void mlp(const Matrix& gate_up, const Matrix& down, const float* x, int m, float* y);
+    // The same of normed rows of x.
+    void linear(const Norm& norm, const Matrix& matrix, const float* x, int m, float* y);
+
+    // x (M, E) += (silu(gate) * up) W_down^T + bias, of the outputs of gate_up for normed rows of x:
+    // gate (M, F), then up.
+    void mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, float* x, int m);
 
     // y (M, E) = rms_norm(x (M, E)).
-    void rms_norm(float* x, const float* w, float* y, int m, int width, float eps);
+    void rms_norm(const Norm& norm, const float* x, float* y, int m, int width);
 
     // function(first, last) over pieces of [0, m): some pieces a thread where rows are many.
     template <class F>
@@ -55,8 +64,9 @@ class Runtime {
     }
 
  private:
-    // What a linear layer of int8 or int4 weights reads.
+    // What a linear layer reads where that is not x itself.
     struct Activations {
+        Buffer<float> normed;  // all rows, or a few of each thread
         Buffer<int8_t> codes;
         Buffer<float> scale;
         Buffer<int32_t> neg_sum;
@@ -66,10 +76,10 @@ class Runtime {
     // Room for m rows; what `quantise` of all of them takes, but for x.
     QuantiseParams reserve(const Matrix& matrix, int m, Activations& to);
     bool wants_panels(const Matrix& matrix, int m) const;
-    // x as the matrix wants it, where that is not float.
-    void prepare(const Matrix& matrix, const float* x, int m, Activations& to);
-    void pack_rows(const Matrix& matrix, int m, Activations& to);
-    // The layer's call but for y.
+    // The layer's call but for y, x normed and in codes if so wanted.
+    LinearParams prepare(const Matrix& matrix, const Norm* norm, const float* x, int m,
+                         Activations& to);
+    void pack_rows(const Matrix& matrix, int m, int first, int last, Activations& to) const;
     LinearParams params(const Matrix& matrix, const float* x, int m, const Activations& from) const;
     void call(const Matrix& matrix, const LinearParams& params) const;
     void multiply(const Matrix& matrix, const LinearParams& params);

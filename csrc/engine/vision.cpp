@@ -46,13 +46,11 @@ void Vision::forward(const VisionInput& input, float* out) {
     const int m = input.num_patches;
     const size_t patches = static_cast<size_t>(m), width = static_cast<size_t>(c.width);
     float* x = grown(x_, patches * width);
-    float* normed = grown(normed_, patches * width);
     float* qkv = grown(qkv_, patches * 3 * width);
     float* heads = grown(heads_, patches * width);
     runtime_.linear(weights_.patch_embed, input.pixel_values, m, x);
     for (const VisionBlock& block : weights_.blocks) {
-        runtime_.rms_norm(x, block.norm1, normed, m, c.width, kEps);
-        runtime_.linear(block.qkv, normed, m, qkv);
+        runtime_.linear({block.norm1, kEps}, block.qkv, x, m, qkv);
         runtime_.rows(m, [&](int first, int last) {
             const int64_t ldq = int64_t{3} * c.width, angle = int64_t{first} * (c.head_dim / 2);
             runtime_.kernels().rotate({qkv + first * ldq, input.cos + angle, input.sin + angle,
@@ -60,10 +58,10 @@ void Vision::forward(const VisionInput& input, float* out) {
         });
         attend(block.whole ? input.frames : input.windows);
         runtime_.linear(block.proj, heads, m, x, true);
-        runtime_.rms_norm(x, block.norm2, normed, m, c.width, kEps);
-        runtime_.mlp(block.gate_up, block.down, normed, m, x);
+        runtime_.mlp({block.norm2, kEps}, block.gate_up, block.down, x, m);
     }
-    runtime_.rms_norm(x, weights_.merger_norm, normed, m, c.width, kEps);
+    float* normed = grown(normed_, patches * width);
+    runtime_.rms_norm({weights_.merger_norm, kEps}, x, normed, m, c.width);
     const int merged = m / c.merge_unit, merged_width = c.width * c.merge_unit;
     float* hidden = grown(merged_, patches * width);
     runtime_.linear(weights_.merger_in, normed, merged, hidden);

@@ -203,26 +203,41 @@ inline int32_t largest_lane(IntVec vector) {
 #endif
 }
 
-// Writes a block's codes; returns their sum.
-inline int32_t store_codes(int8_t* to, const IntVec (&codes)[kBlock / kWidth]) {
+// Writes the codes of the groups' blocks, one after the other, and adds them up.
+class Codes {
+ public:
+    explicit Codes(int8_t* to) : to_(to) {}
+
+    void add_block(const IntVec (&codes)[kBlock / kWidth]) {
 #if defined(__AVX512VNNI__)
-    const __m128i halves[2] = {_mm512_cvtepi32_epi8((__m512i)codes[0]),
-                               _mm512_cvtepi32_epi8((__m512i)codes[1])};
-    const __m256i block = _mm256_set_m128i(halves[1], halves[0]);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), block);
-    const __m256i sums =
-        _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), block);
-    return _mm512_reduce_add_epi32(_mm512_zextsi256_si512(sums));
+        const __m256i block = _mm256_set_m128i(_mm512_cvtepi32_epi8((__m512i)codes[1]),
+                                               _mm512_cvtepi32_epi8((__m512i)codes[0]));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to_), block);
+        sums_ = _mm256_dpbusd_epi32(sums_, _mm256_set1_epi8(1), block);
 #else
-    int32_t numbers[kBlock], sum = 0;
-    __builtin_memcpy(numbers, codes, sizeof numbers);
-    for (int i = 0; i < kBlock; ++i) {
-        to[i] = static_cast<int8_t>(numbers[i]);
-        sum += to[i];
-    }
-    return sum;
+        int32_t numbers[kBlock];
+        __builtin_memcpy(numbers, codes, sizeof numbers);
+        for (int i = 0; i < kBlock; ++i) {
+            to_[i] = static_cast<int8_t>(numbers[i]);
+            sums_ += to_[i];
+        }
 #endif
-}
+        to_ += kBlock;
+    }
+#if defined(__AVX512VNNI__)
+    int32_t sum() const { return _mm512_reduce_add_epi32(_mm512_zextsi256_si512(sums_)); }
+#else
+    int32_t sum() const { return sums_; }
+#endif
+
+ private:
+    int8_t* to_;
+#if defined(__AVX512VNNI__)
+    __m256i sums_ = _mm256_setzero_si256();
+#else
+    int32_t sums_ = 0;
+#endif
+};
 
 // Codes of a group of `count` numbers at `x`, a multiple of 32; returns minus their sum.
 inline int32_t quantise_group(const float* x, int count, float most, int8_t* codes, float& scale) {
@@ -238,16 +253,16 @@ inline int32_t quantise_group(const float* x, int count, float most, int8_t* cod
     __builtin_memcpy(&top, &bits, sizeof top);
     const float inverse = top > 1e-35f && bits < kInfinity ? most / top : 0.0f;
     scale = bits < kInfinity ? top / most : __builtin_nanf("");
-    int32_t total = 0;
+    Codes written(codes);
     for (int block = 0; block < count; block += kBlock) {
         IntVec rounded[kBlock / kWidth];
         for (int i = 0; i < kBlock; i += kWidth) {
             rounded[i / kWidth] =
                 (IntVec)((UintVec)(load(x + block + i) * inverse + kRounder) - 0x4b400000u);
         }
-        total -= store_codes(codes + block, rounded);
+        written.add_block(rounded);
     }
-    return total;
+    return -written.sum();
 }
 
 template <int kRun>
