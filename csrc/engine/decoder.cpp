@@ -102,12 +102,39 @@ void Decoder::embed(const DecoderStep& step) {
     });
 }
 
+void Decoder::remember(const DecoderStep& step, int layer) {
+    struct Piece {
+        const Sequence* sequence;
+        int token, first, count;  // token of the step; first and count in the sequence
+    };
+    const DecoderConfig& c = config_;
+    const int64_t ldq = int64_t{c.num_heads + 2 * c.num_kv_heads} * c.head_dim;
+    const int64_t k_at = int64_t{c.num_heads} * c.head_dim;
+    const int64_t v_at = k_at + int64_t{c.num_kv_heads} * c.head_dim;
+    std::vector<Piece> pieces;
+    int token = 0;
+    for (const Sequence& s : step.sequences) {
+        for (int first = 0; first < s.count; first += kTokensPerTask) {
+            pieces.push_back({&s, token + first, first, std::min(kTokensPerTask, s.count - first)});
+        }
+        token += s.count;
+    }
+    runtime_.tasks(static_cast<int>(pieces.size()), [&](int i, int) {
+        const auto [sequence, at, first, count] = pieces[static_cast<size_t>(i)];
+        float* qkv = qkv_.data() + at * ldq;
+        const int64_t angle = int64_t{at} * (c.head_dim / 2);
+        runtime_.kernels().rotate({qkv, step.cos + angle, step.sin + angle, count,
+                                   c.num_heads + c.num_kv_heads, c.head_dim, ldq});
+        runtime_.kernels().kv_write({layer_cache(sequence->slot, layer), qkv + k_at, qkv + v_at,
+                                     count, sequence->past + first, ldq});
+    });
+}
+
 void Decoder::attend(const DecoderStep& step, int layer) {
     const DecoderConfig& c = config_;
     const int group = c.num_heads / c.num_kv_heads;
     const int64_t ldq = int64_t{c.num_heads + 2 * c.num_kv_heads} * c.head_dim;
     const int64_t k_at = int64_t{c.num_heads} * c.head_dim;
-    const int64_t v_at = k_at + int64_t{c.num_kv_heads} * c.head_dim;
     std::vector<AttentionTask> tasks;
     int token = 0, most = 0;
     float* mass = mass_.data();
@@ -115,9 +142,6 @@ void Decoder::attend(const DecoderStep& step, int layer) {
     for (const Sequence& s : step.sequences) {
         const bool asked = s.logits != nullptr || s.mass != nullptr;
         const int unread = last_layer ? s.count - (asked ? 1 : 0) : 0;
-        const KvSlot cache = layer_cache(s.slot, layer);
-        const float* qkv = qkv_.data() + token * ldq;
-        runtime_.kernels().kv_write({cache, qkv + k_at, qkv + v_at, s.count, s.past, ldq});
         for (int head = 0; head < c.num_kv_heads; ++head) {
             for (int first = unread; first < s.count; first += kTokensPerTask) {
                 const int count = std::min(kTokensPerTask, s.count - first);
@@ -129,6 +153,10 @@ void Decoder::attend(const DecoderStep& step, int layer) {
         token += s.count;
         most = std::max(most, s.past + s.count);
     }
+    // The longest first: a thread that ends early finds short ones left.
+    std::stable_sort(tasks.begin(), tasks.end(), [](const AttentionTask& a, const AttentionTask& b) {
+        return a.sequence->past + a.first > b.sequence->past + b.first;
+    });
     const int64_t room = attention_scratch(group, c.head_dim, most);
     grown(scratch_, static_cast<size_t>(room * runtime_.num_threads()));
     const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
@@ -167,13 +195,7 @@ void Decoder::forward(const DecoderStep& step) {
     for (int i = 0; i < c.num_layers; ++i) {
         const DecoderLayer& layer = weights_.layers[static_cast<size_t>(i)];
         runtime_.linear({layer.input_norm, c.eps}, layer.qkv, x, step.num_tokens, qkv);
-        runtime_.rows(step.num_tokens, [&](int first, int last) {
-            const int64_t ldx = int64_t{qkv_heads} * c.head_dim,
-                          angle = int64_t{first} * (c.head_dim / 2);
-            runtime_.kernels().rotate({qkv + first * ldx, step.cos + angle, step.sin + angle,
-                                       last - first, c.num_heads + c.num_kv_heads, c.head_dim,
-                                       ldx});
-        });
+        remember(step, i);
         attend(step, i);
         const int rows = i + 1 < c.num_layers ? step.num_tokens : keep_asked(step);
         if (rows == 0) break;

@@ -82,7 +82,9 @@ class Decoder {
 
     KvSlot layer_cache(int slot, int layer) const;
     void embed(const DecoderStep& step);
-    // Writes keys and values; the last layer asks only for tokens whose output is read.
+    // Turns queries and keys of the step's tokens, and writes keys and values.
+    void remember(const DecoderStep& step, int layer);
+    // The last layer asks only for tokens whose output is read.
     void attend(const DecoderStep& step, int layer);
     // Moves the tokens whose logits are asked for to the front of x and heads; their number.
     int keep_asked(const DecoderStep& step);

@@ -59,6 +59,8 @@ void swiglu(const SwiGluParams& p) {
         float* y = p.y + row * p.ldy;
         int i = 0;
         for (; i + kWidth <= p.ffn; i += kWidth) {
+            // Rows may be too short for the hardware to fetch ahead.
+            __builtin_prefetch(gate + 2 * p.ldx + i), __builtin_prefetch(up + 2 * p.ldx + i);
             store(y + i, gated(load(gate + i), load(up + i)));
         }
         if (const int rest = p.ffn - i; rest > 0) {

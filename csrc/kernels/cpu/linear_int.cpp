@@ -275,6 +275,9 @@ void quantise_rows(const QuantiseParams& p) {
         const float* x = p.x + row * p.ldx;
         for (int g = 0; g < groups; ++g) {
             const int64_t at = row * apart + g;
+            // Rows may be too short for the hardware to fetch ahead.
+            const float* next = x + 2 * p.ldx + g * kGroup;
+            for (int i = 0; i < kGroup; i += 16) __builtin_prefetch(next + i);
             float padded[kGroup] = {};
             const int rest = p.k - g * kGroup;
             if (rest < kGroup) {

@@ -21,7 +21,7 @@ namespace latrt::LATRT_LEVEL {
 namespace {
 
 constexpr int kBytes = kLanes * kBlock / 2;  // of a block of a tile
-constexpr int kPanels = 32;                  // whose sums stay in the L2 cache meanwhile
+constexpr int kPanels = 64;                  // whose sums stay in the L2 cache meanwhile
 
 // Writes the outputs of a panel from `row` on. (Inlined, it spoils GCC's code around it.)
 __attribute__((noinline)) void finish_panel(const LinearParams& p, const Totals* totals, int row,
@@ -44,7 +44,6 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
     const auto* w = static_cast<const uint8_t*>(p.w);
     Weights weights[kTiles];
     Totals totals[kPanels][kTiles];
-    __builtin_memset(totals, 0, sizeof totals[0] * static_cast<size_t>(end - begin));
     for (int first = 0; first < blocks; first += kPanelBlocks) {
         const int count = blocks - first < kPanelBlocks ? blocks - first : kPanelBlocks;
         const bool last = first + count == blocks;
@@ -62,6 +61,7 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
             const PanelBlock* x = p.panels + panel_at(p.m, p.k, panel, first);
             const auto* ahead = reinterpret_cast<const char*>(x + count);
             Totals* of_panel = totals[panel - begin];
+            if (first == 0) __builtin_memset(of_panel, 0, sizeof totals[0]);
             if (last) {
                 for (int t = 0; t < tiles; ++t) {
                     fetch_results(p, panel * kPanelRows, kPanelRows, tile + t);
