@@ -154,9 +154,10 @@ void Decoder::attend(const DecoderStep& step, int layer) {
         most = std::max(most, s.past + s.count);
     }
     // The longest first: a thread that ends early finds short ones left.
-    std::stable_sort(tasks.begin(), tasks.end(), [](const AttentionTask& a, const AttentionTask& b) {
-        return a.sequence->past + a.first > b.sequence->past + b.first;
-    });
+    std::stable_sort(tasks.begin(), tasks.end(),
+                     [](const AttentionTask& a, const AttentionTask& b) {
+                         return a.sequence->past + a.first > b.sequence->past + b.first;
+                     });
     const int64_t room = attention_scratch(group, c.head_dim, most);
     grown(scratch_, static_cast<size_t>(room * runtime_.num_threads()));
     const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));

@@ -1,5 +1,6 @@
-// Memory that begins with a line of the cache and, where it is large, lies on huge pages if the system
-// has them: a linear layer writes some columns of every row, and rows are pages of 4 KiB apart.
+// Memory that begins with a line of the cache and, where it is large, lies on huge pages if the
+// system has them: a linear layer writes some columns of every row, and rows are pages of 4 KiB
+// apart.
 #pragma once
 
 #include <cstddef>

@@ -39,8 +39,8 @@ class Runtime {
     // The same of normed rows of x.
     void linear(const Norm& norm, const Matrix& matrix, const float* x, int m, float* y);
 
-    // x (M, E) += (silu(gate) * up) W_down^T + bias, of the outputs of gate_up for normed rows of x:
-    // gate (M, F), then up.
+    // x (M, E) += (silu(gate) * up) W_down^T + bias, of the outputs of gate_up for normed rows of
+    // x: gate (M, F), then up.
     void mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, float* x, int m);
 
     // y (M, E) = rms_norm(x (M, E)).

@@ -1,6 +1,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "engine/runtime.h"
 #include "kernels/cpu/reference.h"
 #include "tests/layer.h"
 
@@ -204,7 +205,7 @@ TEST(linear_int4_sums_of_a_block_do_not_overflow) {
 }
 
 TEST(linear_panels_give_the_bits_of_rows) {
-    constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 256, 257, 300};
+    constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 300, 512, 530};
     constexpr int kInputs[] = {1, 31, 32, 33, 64, 255, 256, 257, 288, 511, 512, 513, 1100};
     for (const Kernels* kernels : test::levels()) {
         if (kernels->linear_int4_panels == nullptr) continue;
@@ -232,6 +233,61 @@ TEST(linear_panels_give_the_bits_of_rows) {
                                    " K=" + std::to_string(k) + ": differs");
                 }
                 ++seed;
+            }
+        }
+    }
+}
+
+// Rows, hidden units and threads of every kind of piece; none may show in the bits.
+TEST(linear_mlp_gives_the_bits_of_its_parts) {
+    constexpr int kRows[] = {1, 3, 8, 50, 130}, kUnits[] = {8, 16, 100, 172, 688, 1100};
+    constexpr int kWidth = 96, kRuns[] = {1, kScaleRun};
+    for (const Kernels* kernels : test::levels()) {
+        uint64_t seed = 0;
+        for (int i = 0; i < kNumWeightTypes; ++i) {
+            const auto type = WeightType(i);
+            for (const int ffn : kUnits) {
+                if (kernels->isa == Isa::plain && ffn > 200) continue;  // too slow to wait for
+                for (const int m : kRows) {
+                    test::Random random(++seed);
+                    const int run = type == WeightType::int8 || type == WeightType::int4
+                                        ? kRuns[seed / 2 % 2]
+                                        : 1;
+                    const test::Packed in = test::pack(random, type, 2 * ffn, kWidth, run);
+                    const test::Packed out = test::pack(random, type, kWidth, ffn, run);
+                    const std::vector<float> bias = random.floats(size_t(2) * ffn);
+                    const std::vector<float> norm_w = random.floats(kWidth, 0.5f, 2.0f);
+                    const std::vector<float> before = random.floats(size_t(m) * kWidth, -2, 2);
+                    const Matrix gate_up = {type,
+                                            in.bytes.data(),
+                                            in.scale.data(),
+                                            seed % 2 == 0 ? bias.data() : nullptr,
+                                            2 * ffn,
+                                            kWidth,
+                                            run};
+                    const Matrix down = {
+                        type, out.bytes.data(), out.scale.data(), nullptr, kWidth, ffn, run};
+                    const Norm norm = {norm_w.data(), 1e-6f};
+
+                    Runtime parts(*kernels, 1);
+                    std::vector<float> want = before, normed(want.size());
+                    std::vector<float> both(size_t(m) * 2 * ffn), gated(size_t(m) * ffn);
+                    parts.rms_norm(norm, want.data(), normed.data(), m, kWidth);
+                    parts.linear(gate_up, normed.data(), m, both.data());
+                    kernels->swiglu({both.data(), both.data() + ffn, gated.data(), m, ffn,
+                                     int64_t{2} * ffn, ffn});
+                    parts.linear(down, gated.data(), m, want.data(), true);
+                    for (const int threads : {1, 2, 3}) {
+                        std::vector<float> got = before;
+                        Runtime(*kernels, threads).mlp(norm, gate_up, down, got.data(), m);
+                        if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) != 0) {
+                            test::fail(__FILE__, __LINE__,
+                                       "type " + std::to_string(i) + " M=" + std::to_string(m) +
+                                           " F=" + std::to_string(ffn) +
+                                           " threads=" + std::to_string(threads) + ": differs");
+                        }
+                    }
+                }
             }
         }
     }

@@ -34,19 +34,21 @@ struct Cursor {
     void next_group() { w_scale += kLanes, ++x_scale, ++x_neg_sum; }
 };
 
-// Fetches weights while those of `block` are used. One tile streams by itself: a page ahead, which is
-// where the hardware's own prefetching ends. Tiles together would be as many streams, which memory
-// serves badly: the next ones are fetched as they lie, one behind the other, into the L2 cache.
-// Beyond the last tile this fetches nothing harmful.
+// Fetches weights while those of `block` are used. One tile streams by itself: a page ahead, which
+// is where the hardware's own prefetching ends. Tiles together would be as many streams, which
+// memory serves badly: the next ones are fetched as they lie, one behind the other, into the L2
+// cache. Beyond the last tile this fetches nothing harmful.
 template <int T, int kBits, int kRun>
 void fetch_ahead(const Cursor<kBits, kRun>& at, int block) {
     constexpr int kBytes = Cursor<kBits, kRun>::kBytes, kAhead = 4096 / kBytes;
     const int group = block / kRun;
     const uint8_t* w = T == 1 ? at.w + kAhead * kBytes
                               : at.w + (int64_t{T} * at.blocks + (T - 1) * block) * kBytes;
-    const uint16_t* scale = T == 1 ? at.w_scale + kAhead / kRun * kLanes
-                                   : at.w_scale + (int64_t{T} * at.groups + (T - 1) * group) * kLanes;
-    for (int line = 0; line < T * kBytes; line += 64) __builtin_prefetch(w + line, 0, T == 1 ? 3 : 2);
+    const uint16_t* scale = T == 1
+                                ? at.w_scale + kAhead / kRun * kLanes
+                                : at.w_scale + (int64_t{T} * at.groups + (T - 1) * group) * kLanes;
+    for (int line = 0; line < T * kBytes; line += 64)
+        __builtin_prefetch(w + line, 0, T == 1 ? 3 : 2);
     __builtin_prefetch(scale, 0, T == 1 ? 3 : 2);
 }
 

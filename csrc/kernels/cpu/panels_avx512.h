@@ -59,9 +59,9 @@ void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& t
     }
 }
 
-// Adds `blocks` blocks of `kRows` rows of a panel, from `kRow` on, to the totals of T tiles; fetches
-// what lies at `ahead`, `kLines` lines of the cache a block. The sums fill the registers; totals wait
-// in the L1 cache.
+// Adds `blocks` blocks of `kRows` rows of a panel, from `kRow` on, to the totals of T tiles;
+// fetches what lies at `ahead`, `kLines` lines of the cache a block. The sums fill the registers;
+// totals wait in the L1 cache.
 template <int T, int kRow, int kRows, int kLines, int kRun>
 void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* totals,
                    const char* ahead) {
@@ -89,7 +89,8 @@ void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* to
                 }
 #pragma GCC unroll 8
                 for (int m = 0; m < kRows; ++m) {
-                    Bytes i = quad(x->codes[g][kRow + m]), j = quad(x->codes[g + kGroups][kRow + m]);
+                    Bytes i = quad(x->codes[g][kRow + m]),
+                          j = quad(x->codes[g + kGroups][kRow + m]);
                     in_register(i), in_register(j);
 #pragma GCC unroll 4
                     for (int t = 0; t < T; ++t) {
@@ -118,9 +119,9 @@ void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* to
     }
 }
 
-// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with `kTiles` tiles or
-// with fewer; fetches what lies at `ahead`, 384 bytes a block. By four, tiles share broadcasts and
-// rows share weights: a processor starts two loads a cycle, and may do four sums or two dot
+// Adds `blocks` blocks of a panel, from the first of a group on, to its totals with `kTiles` tiles
+// or with fewer; fetches what lies at `ahead`, 384 bytes a block. By four, tiles share broadcasts
+// and rows share weights: a processor starts two loads a cycle, and may do four sums or two dot
 // products and two sums.
 template <int kRun>
 void multiply(const Weights* w, int tiles, const PanelBlock* x, int blocks, Totals* totals,
