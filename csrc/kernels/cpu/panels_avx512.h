@@ -8,8 +8,9 @@
 // where the last two products are the same for all outputs and for all rows. The two sums go to
 // other ports than dot products do: on a processor that starts one dot product and two sums a
 // cycle, 3 instructions in 1.5 cycles for what took 2; on one that starts two and four, in half of
-// that. A quarter of the inputs goes without it, which leaves either kind of port as much to do. Sums of integers stay exact, and what is done in
-// float is what `linear_int4` does in the same order, so the bits are the same.
+// that. A quarter of the inputs goes without it, which leaves either kind of port as much to do.
+// Sums of integers stay exact, and what is done in float is what `linear_int4` does in the same
+// order, so the bits are the same.
 #pragma once
 
 #include <immintrin.h>
