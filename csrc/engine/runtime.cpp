@@ -65,6 +65,9 @@ QuantiseParams Runtime::reserve(const Matrix& matrix, int m, Activations& to) {
     grown(to.codes, static_cast<size_t>(m * row_codes(matrix.k, matrix.scale_run)));
     grown(to.scale, count);
     grown(to.neg_sum, count);
+    if (wants_panels(matrix, m)) {
+        grown(to.panels, static_cast<size_t>(num_panels(m)) * num_blocks(matrix.k));
+    }
     return {nullptr,  to.codes.data(), to.scale.data(),           to.neg_sum.data(), m,
             matrix.k, matrix.k,        largest_code(matrix.type), matrix.scale_run,  groups};
 }
@@ -83,7 +86,6 @@ LinearParams Runtime::prepare(const Matrix& matrix, const Norm* norm, const floa
     const QuantiseParams all = codes ? reserve(matrix, m, to) : QuantiseParams{};
     const int64_t k = matrix.k;
     const int kept = codes ? kPanelRows * num_threads() : m;
-    if (panels) grown(to.panels, static_cast<size_t>(num_panels(m)) * num_blocks(matrix.k));
     float* normed = norm ? grown(to.normed, static_cast<size_t>(kept * k)) : nullptr;
     const Pieces pieces(m, panels ? kPanelRows : 1, num_threads(), m);
     pool_->run(pieces.count, [&](int i, int thread) {
@@ -194,7 +196,6 @@ void Runtime::mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, f
         kernels_.quantise(part);
     });
     if (wants_panels(down, m)) {
-        grown(between_.panels, static_cast<size_t>(num_panels(m)) * num_blocks(ffn));
         const Pieces of_rows(m, kPanelRows, num_threads(), m);
         pool_->run(of_rows.count, [&](int i, int) {
             pack_rows(down, m, of_rows.begin(i), of_rows.begin(i + 1), between_);

@@ -205,7 +205,7 @@ TEST(linear_int4_sums_of_a_block_do_not_overflow) {
 }
 
 TEST(linear_panels_give_the_bits_of_rows) {
-    constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 300, 512, 530};
+    constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 256, 257, 300, 512, 530};
     constexpr int kInputs[] = {1, 31, 32, 33, 64, 255, 256, 257, 288, 511, 512, 513, 1100};
     for (const Kernels* kernels : test::levels()) {
         if (kernels->linear_int4_panels == nullptr) continue;
