@@ -6,6 +6,7 @@ meet once a step. `python -m torch.distributed.run --nproc-per-node 2 -m train.c
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -22,6 +23,7 @@ def join() -> tuple[int, int]:
     if world > 1 and not dist.is_initialized():
         torch.set_num_threads(1)
         dist.init_process_group(_backend(), timeout=timedelta(hours=2))
+        atexit.register(_leave)
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
 
@@ -34,6 +36,13 @@ def join_alone() -> None:
     if not dist.is_initialized():
         alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
         dist.init_process_group(_backend(), store=alone, rank=0, world_size=1)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    # A group that is left to the interpreter's end still has threads, for which C++ may abort.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def wait_for_all() -> None:

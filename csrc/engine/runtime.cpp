@@ -75,7 +75,7 @@ QuantiseParams Runtime::reserve(const Matrix& matrix, int m, Activations& to) {
 // The panels that rows [first, last) are in, `first` the first of one.
 void Runtime::pack_rows(const Matrix& matrix, int m, int first, int last, Activations& to) const {
     kernels_.pack_rows({to.codes.data(), to.scale.data(), to.panels.data(), m, matrix.k,
-                        num_panels(first), num_panels(last), matrix.scale_run});
+                        num_panels(first), num_panels(last), matrix.type, matrix.scale_run});
 }
 
 // Some rows at a time go all the way, so that every step finds them in the L1 or L2 cache.
@@ -109,8 +109,8 @@ LinearParams Runtime::prepare(const Matrix& matrix, const Norm* norm, const floa
 }
 
 bool Runtime::wants_panels(const Matrix& matrix, int m) const {
-    return matrix.type == WeightType::int4 && m >= kPanelsFrom &&
-           kernels_.linear_int4_panels != nullptr;
+    return m >= panels_from(matrix.type) &&
+           kernels_.linear_panels[static_cast<int>(matrix.type)] != nullptr;
 }
 
 LinearParams Runtime::params(const Matrix& matrix, const float* x, int m,
@@ -136,8 +136,8 @@ LinearParams Runtime::params(const Matrix& matrix, const float* x, int m,
 }
 
 void Runtime::call(const Matrix& matrix, const LinearParams& params) const {
-    params.panels != nullptr ? kernels_.linear_int4_panels(params)
-                             : kernels_.linear[static_cast<int>(matrix.type)](params);
+    const auto& linear = params.panels != nullptr ? kernels_.linear_panels : kernels_.linear;
+    linear[static_cast<int>(matrix.type)](params);
 }
 
 void Runtime::multiply(const Matrix& matrix, const LinearParams& all) {

@@ -148,13 +148,14 @@ TEST(linear_int_is_exact_at_the_largest_codes) {
                 kernels->linear[int(WeightType::int4)](p);
                 const float want = float((sign < 0 ? -8 : 7) * code * k);
                 for (float value : y) CHECK(value == want);
-                if (kernels->linear_int4_panels == nullptr) continue;
+                if (kernels->linear_panels[int(WeightType::int4)] == nullptr) continue;
                 std::vector<PanelBlock> panels(static_cast<size_t>(blocks));
-                kernels->pack_rows({x.data(), scale.data(), panels.data(), 1, k, 0, 1, run});
+                kernels->pack_rows(
+                    {x.data(), scale.data(), panels.data(), 1, k, 0, 1, WeightType::int4, run});
                 p.panels = panels.data();
                 y = poison(16);
                 p.y = y.data();
-                kernels->linear_int4_panels(p);
+                kernels->linear_panels[int(WeightType::int4)](p);
                 for (float value : y) CHECK(value == want);
             }
         }
@@ -191,13 +192,15 @@ TEST(linear_int4_sums_of_a_block_do_not_overflow) {
                 p.scale_run = run;
                 kernels->linear[int(WeightType::int4)](p);
                 for (float value : y) CHECK(value == float(total));
-                if (kernels->linear_int4_panels == nullptr || most == 127) continue;
+                if (kernels->linear_panels[int(WeightType::int4)] == nullptr || most == 127)
+                    continue;
                 PanelBlock panel[kScaleRun];
-                kernels->pack_rows({x.data(), &scale, panel, 1, inputs, 0, 1, run});
+                kernels->pack_rows(
+                    {x.data(), &scale, panel, 1, inputs, 0, 1, WeightType::int4, run});
                 p.panels = panel;
                 y = poison(16);
                 p.y = y.data();
-                kernels->linear_int4_panels(p);
+                kernels->linear_panels[int(WeightType::int4)](p);
                 for (float value : y) CHECK(value == float(total));
             }
         }
@@ -208,31 +211,33 @@ TEST(linear_panels_give_the_bits_of_rows) {
     constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 256, 257, 300, 512, 530};
     constexpr int kInputs[] = {1, 31, 32, 33, 64, 255, 256, 257, 288, 511, 512, 513, 1100};
     for (const Kernels* kernels : test::levels()) {
-        if (kernels->linear_int4_panels == nullptr) continue;
         uint64_t seed = 0;
-        for (const int m : kRows) {
-            for (const int k : kInputs) {
-                const int n = 1 + int(seed * 13 % 150), panels = num_panels(m);
-                test::Layer layer = test::make_layer(WeightType::int4, seed, m, n, k);
-                const std::vector<float> want =
-                    test::answer(kernels->linear[int(WeightType::int4)], layer);
-                std::vector<PanelBlock> packed(size_t(panels) * num_blocks(k));
-                std::memset(static_cast<void*>(packed.data()), 0xff,
-                            packed.size() * sizeof(PanelBlock));
-                PackRowsParams rows = {
-                    layer.codes.data(), layer.scale.data(),    packed.data(), m, k, 0,
-                    panels / 2,         layer.params.scale_run};
-                kernels->pack_rows(rows);
-                rows.panel_begin = panels / 2, rows.panel_end = panels;
-                kernels->pack_rows(rows);
-                layer.params.panels = packed.data();
-                const std::vector<float> got = test::answer(kernels->linear_int4_panels, layer);
-                if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) != 0) {
-                    test::fail(__FILE__, __LINE__,
-                               "M=" + std::to_string(m) + " N=" + std::to_string(n) +
-                                   " K=" + std::to_string(k) + ": differs");
+        for (int type = 0; type < kNumWeightTypes; ++type) {
+            if (kernels->linear_panels[type] == nullptr) continue;
+            for (const int m : kRows) {
+                for (const int k : kInputs) {
+                    const int n = 1 + int(seed * 13 % 150), panels = num_panels(m);
+                    test::Layer layer = test::make_layer(WeightType(type), seed, m, n, k);
+                    const std::vector<float> want = test::answer(kernels->linear[type], layer);
+                    std::vector<PanelBlock> packed(size_t(panels) * num_blocks(k));
+                    std::memset(static_cast<void*>(packed.data()), 0xff,
+                                packed.size() * sizeof(PanelBlock));
+                    PackRowsParams rows = {
+                        layer.codes.data(), layer.scale.data(), packed.data(),         m, k, 0,
+                        panels / 2,         WeightType(type),   layer.params.scale_run};
+                    kernels->pack_rows(rows);
+                    rows.panel_begin = panels / 2, rows.panel_end = panels;
+                    kernels->pack_rows(rows);
+                    layer.params.panels = packed.data();
+                    const std::vector<float> got =
+                        test::answer(kernels->linear_panels[type], layer);
+                    if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) != 0) {
+                        test::fail(__FILE__, __LINE__,
+                                   "M=" + std::to_string(m) + " N=" + std::to_string(n) +
+                                       " K=" + std::to_string(k) + ": differs");
+                    }
+                    ++seed;
                 }
-                ++seed;
             }
         }
     }

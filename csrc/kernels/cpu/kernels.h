@@ -12,9 +12,9 @@ struct Kernels {
     Isa isa;
     void (*linear[kNumWeightTypes])(const LinearParams&);
     void (*quantise)(const QuantiseParams&);
-    // int4 with many rows, `kPanelsFrom` or more; null where `linear` is as good.
+    // With many rows, `panels_from` or more; null where `linear` is as good.
     void (*pack_rows)(const PackRowsParams&);
-    void (*linear_int4_panels)(const LinearParams&);
+    void (*linear_panels[kNumWeightTypes])(const LinearParams&);
     void (*unpack_row)(const UnpackRowParams&);
     void (*attention)(const AttentionParams&);
     void (*rms_norm)(const RmsNormParams&);

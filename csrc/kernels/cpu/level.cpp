@@ -11,12 +11,15 @@ const Kernels& table() {
         Isa::LATRT_LEVEL,
         {linear_f32, linear_bf16, linear_int8, linear_int4},
         quantise,
-#if defined(__AVX2__)
+#if defined(__AVX512VNNI__)
         pack_rows,
-        linear_int4_panels,
+        {nullptr, nullptr, linear_int8_panels, linear_int4_panels},
+#elif defined(__AVX2__)
+        pack_rows,
+        {nullptr, nullptr, nullptr, linear_int4_panels},
 #else
         nullptr,
-        nullptr,
+        {},
 #endif
         portable::unpack_row,
         attention,

@@ -12,6 +12,7 @@ void linear_int8(const LinearParams& p);
 void linear_int4(const LinearParams& p);
 void quantise(const QuantiseParams& p);
 void pack_rows(const PackRowsParams& p);         // not plain
+void linear_int8_panels(const LinearParams& p);  // AVX-512 alone
 void linear_int4_panels(const LinearParams& p);  // not plain
 void attention(const AttentionParams& p);
 void rms_norm(const RmsNormParams& p);

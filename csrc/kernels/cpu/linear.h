@@ -25,11 +25,15 @@ constexpr int largest_code(WeightType type) {
 
 inline constexpr int kScaleRun = 4;  // blocks of a group; else a block is a group by itself
 
-inline constexpr int kPanelsFrom = 48;  // rows that make packing them worth it
+// Rows that make packing them worth it, where a level has panels.
+constexpr int panels_from(WeightType type) {
+    return type == WeightType::int4 ? 48 : 128;
+}
+
 inline constexpr int kPanelRows = 8;
 inline constexpr int kPanelBlocks = 8;  // of a panel that stand one behind the other
 
-// 32 inputs of 8 rows of activations for int4 weights.
+// 32 inputs of 8 rows of activations for int8 or int4 weights.
 struct PanelBlock {
     int8_t codes[kBlock / 4][kPanelRows][4];  // fours along K
     int32_t start[kPanelRows];  // what a row's sums of a group begin with, in its first block
@@ -43,7 +47,8 @@ struct PackRowsParams {
     const float* x_scale;  // (M, groups)                                      in
     PanelBlock* panels;    // all of them                                      out
     int m, k;
-    int panel_begin, panel_end;  // of 8 rows, to pack
+    int panel_begin, panel_end;          // of 8 rows, to pack
+    WeightType type = WeightType::int4;  // that they are to meet
     int scale_run = 1;
 };
 
@@ -60,7 +65,7 @@ struct LinearParams {
     int64_t ldx, ldy;
     int tile_begin, tile_end;            // tiles of 16 outputs to compute
     bool accumulate;                     // y += instead of y =
-    const PanelBlock* panels = nullptr;  // for `Kernels::linear_int4_panels`     in
+    const PanelBlock* panels = nullptr;  // for `Kernels::linear_panels`          in
     int scale_run = 1;                   // blocks of a group: 1 or `kScaleRun`
 };
 

@@ -213,7 +213,7 @@ const Kernels& table() {
         all.linear[static_cast<int>(WeightType::int8)] = linear_int8;
         all.linear[static_cast<int>(WeightType::int4)] = linear_int4;
         all.pack_rows = nullptr;  // tiles take many rows as they are
-        all.linear_int4_panels = nullptr;
+        for (auto& linear : all.linear_panels) linear = nullptr;
         return all;
     }();
     return kTable;

@@ -1,7 +1,7 @@
-// int4 linear layers of many rows: rows in panels, weights unpacked once for many rows. What is
-// done with a block is the level's own, `panels_avx512.h` and `panels_avx2.h`: sums of integers
-// stay exact, and what is done in float is what `linear_int4` does in the same order, so the bits
-// are the same.
+// int8 and int4 linear layers of many rows: rows in panels, weights unpacked once for many rows.
+// What is done with a block is the level's own, `panels_avx512.h` and `panels_avx2.h`: sums of
+// integers stay exact, and what is done in float is what `linear_int4` does in the same order, so
+// the bits are the same.
 #include "kernels/cpu/level.h"
 #include "kernels/cpu/linear_finish.h"
 
@@ -20,8 +20,7 @@ constexpr int kTiles = 4;  // of outputs, that share a panel in the L1 cache
 namespace latrt::LATRT_LEVEL {
 namespace {
 
-constexpr int kBytes = kLanes * kBlock / 2;  // of a block of a tile
-constexpr int kPanels = 64;                  // whose sums stay in the L2 cache meanwhile
+constexpr int kPanels = 64;  // whose sums stay in the L2 cache meanwhile
 
 // Writes the outputs of a panel from `row` on. (Inlined, it spoils GCC's code around it.)
 __attribute__((noinline)) void finish_panel(const LinearParams& p, const Totals* totals, int row,
@@ -37,9 +36,10 @@ __attribute__((noinline)) void finish_panel(const LinearParams& p, const Totals*
 }
 
 // `tiles` tiles of outputs from `tile` on, the panels [begin, end).
-template <int kRun>
+template <int kBits, int kRun>
 void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int end) {
     static_assert(kPanelBlocks % kRun == 0);
+    constexpr int kBytes = kLanes * kBlock * kBits / 8;  // of a block of a tile
     const int blocks = num_blocks(p.k), scales = num_scales(p.k, kRun);
     const auto* w = static_cast<const uint8_t*>(p.w);
     Weights weights[kTiles];
@@ -51,7 +51,7 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
             const uint8_t* codes = w + (int64_t{tile + t} * blocks + first) * kBytes;
             const uint16_t* scale =
                 p.w_scale + (int64_t{tile + t} * scales + first / kRun) * kLanes;
-            unpack<kRun>(codes, scale, count, weights[t]);
+            unpack<kBits, kRun>(codes, scale, count, weights[t]);
             const int64_t skip = last ? tiles - 1 : 0;  // to the next tiles' first blocks
             fetch(codes + (skip * blocks + count) * kBytes, kPanelBlocks * kBytes);
             fetch(scale + (skip * scales + count / kRun) * kLanes,
@@ -67,13 +67,13 @@ void multiply_piece(const LinearParams& p, int tile, int tiles, int begin, int e
                     fetch_results(p, panel * kPanelRows, kPanelRows, tile + t);
                 }
             }
-            multiply<kRun>(weights, tiles, x, count, of_panel, ahead);
+            multiply<kBits, kRun>(weights, tiles, x, count, of_panel, ahead);
             if (last) finish_panel(p, of_panel, panel * kPanelRows, tile, tiles);
         }
     }
 }
 
-template <int kRun>
+template <int kBits, int kRun>
 void pack_panels(const PackRowsParams& p) {
     constexpr int8_t kNone[kBlock] = {};
     const int blocks = num_blocks(p.k), groups = num_scales(p.k, kRun);
@@ -87,7 +87,7 @@ void pack_panels(const PackRowsParams& p) {
                 rows[m] = row < p.m ? p.xq + row * row_codes(p.k, kRun) + b * kBlock : kNone;
                 to.scale[m] = row < p.m ? p.x_scale[row * groups + b / kRun] : 0.0f;
             }
-            pack_block<kRun>(rows, to);
+            pack_block<kBits, kRun>(rows, to);
             if (b % kRun == 0) {
                 first = &to;
             } else {
@@ -97,26 +97,46 @@ void pack_panels(const PackRowsParams& p) {
     }
 }
 
-template <int kRun>
+template <int kBits, int kRun>
 void run(const LinearParams& p) {
     const int panels = num_panels(p.m);
     for (int begin = 0; begin < panels; begin += kPanels) {
         const int end = begin + kPanels < panels ? begin + kPanels : panels;
         for (int tile = p.tile_begin; tile < p.tile_end; tile += kTiles) {
             const int tiles = p.tile_end - tile < kTiles ? p.tile_end - tile : kTiles;
-            multiply_piece<kRun>(p, tile, tiles, begin, end);
+            multiply_piece<kBits, kRun>(p, tile, tiles, begin, end);
         }
     }
 }
 
-}  // namespace
-
-void pack_rows(const PackRowsParams& p) {
-    p.scale_run == 1 ? pack_panels<1>(p) : pack_panels<kScaleRun>(p);
+template <int kBits>
+void pack(const PackRowsParams& p) {
+    p.scale_run == 1 ? pack_panels<kBits, 1>(p) : pack_panels<kBits, kScaleRun>(p);
 }
 
+template <int kBits>
+void multiply(const LinearParams& p) {
+    p.scale_run == 1 ? run<kBits, 1>(p) : run<kBits, kScaleRun>(p);
+}
+
+}  // namespace
+
+#if defined(__AVX512VNNI__)
+void pack_rows(const PackRowsParams& p) {
+    p.type == WeightType::int8 ? pack<8>(p) : pack<4>(p);
+}
+
+void linear_int8_panels(const LinearParams& p) {
+    multiply<8>(p);
+}
+#else
+void pack_rows(const PackRowsParams& p) {
+    pack<4>(p);
+}
+#endif
+
 void linear_int4_panels(const LinearParams& p) {
-    p.scale_run == 1 ? run<1>(p) : run<kScaleRun>(p);
+    multiply<4>(p);
 }
 
 }  // namespace latrt::LATRT_LEVEL

@@ -21,7 +21,7 @@ struct alignas(64) Weights {
 
 using Totals = Floats[kPanelRows];
 
-template <int kRun>
+template <int kBits, int kRun>
 void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& to) {
     for (int b = 0; b < blocks; ++b) {
         for (int g = 0; g < kGroups / 2; ++g, codes += 64) {
@@ -80,10 +80,10 @@ void multiply_rows(const Weights& w, const PanelBlock* x, int blocks, Totals& to
 
 // Adds `blocks` blocks of a panel, from the first of a group on, to its totals with each tile;
 // fetches what lies at `ahead`, 128 bytes a block and tile.
-template <int kRun>
+template <int kBits, int kRun>
 void multiply(const Weights* w, int tiles, const PanelBlock* x, int blocks, Totals* totals,
               const char* ahead) {
-    static_assert(kPanelRows == 2 * kRows);
+    static_assert(kBits == 4 && kPanelRows == 2 * kRows);
     for (int t = 0; t < tiles; ++t, ahead += 128 * blocks) {
         multiply_rows<0, kRun>(w[t], x, blocks, totals[t], ahead);
         multiply_rows<kRows, kRun>(w[t], x, blocks, totals[t], ahead + 64 * blocks);
@@ -110,7 +110,7 @@ inline void transpose(__m256i (&rows)[8]) {
 }
 
 // Interleaves the codes of 8 rows by fours.
-template <int kRun>
+template <int kBits, int kRun>
 void pack_block(const int8_t* const* rows, PanelBlock& to) {
     __m256i groups[kGroups];
     for (int m = 0; m < kPanelRows; ++m) {

@@ -23,32 +23,46 @@ namespace {
 
 constexpr int kPairs = kBlock / 2;   // inputs i of a block; j is 16 further on
 constexpr int kGroups = kPairs / 4;  // of 4 inputs i and 4 inputs j
-constexpr int kDirect = 1;           // of them, the first, whose products are made one by one
+
+// Groups of a block, the first, whose products are made one by one.
+constexpr int direct_groups(int bits) {
+    return bits == 4 ? 1 : kGroups;
+}
 
 // Up to `kPanelBlocks` blocks of a tile of outputs, ready for every row.
 struct alignas(64) Weights {
     struct Group {
-        // w_j + 128, so that the first factor is unsigned; w_i, signed. Direct: w + 8, unsigned.
+        // w_j + 128, so that the first factor is unsigned; w_i, signed. Direct: the codes as
+        // stored, which are unsigned.
         Bytes j, i;
     };
     Group groups[kPanelBlocks][kGroups];
     // Of a group, in its first block.
-    Ints start[kPanelBlocks];  // the products w_i w_j, subtracted
+    Ints start[kPanelBlocks];  // the products w_i w_j, subtracted; int4
     Floats scale[kPanelBlocks];
 };
 
 using Totals = Floats[kPanelRows];
 
-template <int kRun>
+template <int kBits, int kRun>
 void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& to) {
     Ints products = _mm512_setzero_si512();
     for (int b = 0; b < blocks; ++b) {
+        if (b % kRun == 0) to.scale[b] = load_halves(scales + b / kRun * kLanes);
+        if constexpr (kBits == 8) {
+#pragma GCC unroll 4
+            for (int g = 0; g < kGroups; ++g) {
+                const uint8_t* i = codes + (b * kBlock + 4 * g) * kLanes;
+                to.groups[b][g] = {load_bytes(i + kPairs * kLanes), load_bytes(i)};
+            }
+            continue;
+        }
         if (b % kRun == 0) products = _mm512_setzero_si512();
 #pragma GCC unroll 4
         for (int g = 0; g < kGroups; ++g, codes += 64) {
             const Bytes pair = load_bytes(codes);
             Bytes i = low_nibbles(pair), j = high_nibbles(pair);
-            if (g >= kDirect) {
+            if (g >= direct_groups(kBits)) {
                 i = _mm512_sub_epi8(i, _mm512_set1_epi8(8));
                 j = _mm512_add_epi8(j, _mm512_set1_epi8(128 - 8));
                 dot4(products, j, i);
@@ -56,14 +70,13 @@ void unpack(const uint8_t* codes, const uint16_t* scales, int blocks, Weights& t
             to.groups[b][g] = {j, i};
         }
         to.start[b / kRun * kRun] = _mm512_sub_epi32(_mm512_setzero_si512(), products);
-        if (b % kRun == 0) to.scale[b] = load_halves(scales + b / kRun * kLanes);
     }
 }
 
 // Adds `blocks` blocks of `kRows` rows of a panel, from `kRow` on, to the totals of T tiles;
 // fetches what lies at `ahead`, `kLines` lines of the cache a block. The sums fill the registers;
 // totals wait in the L1 cache.
-template <int T, int kRow, int kRows, int kLines, int kRun>
+template <int kBits, int T, int kRow, int kRows, int kLines, int kRun>
 void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* totals,
                    const char* ahead) {
     for (int b = 0; b < blocks;) {
@@ -75,7 +88,9 @@ void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* to
             Ints start = _mm512_set1_epi32(x->start[kRow + m]);
             in_register(start);
 #pragma GCC unroll 4
-            for (int t = 0; t < T; ++t) sums[t][m] = _mm512_add_epi32(start, w[t].start[first]);
+            for (int t = 0; t < T; ++t) {
+                sums[t][m] = kBits == 8 ? start : _mm512_add_epi32(start, w[t].start[first]);
+            }
         }
         do {
 #pragma GCC unroll 4
@@ -95,7 +110,7 @@ void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* to
                     in_register(i), in_register(j);
 #pragma GCC unroll 4
                     for (int t = 0; t < T; ++t) {
-                        if (g < kDirect) {
+                        if (g < direct_groups(kBits)) {
                             dot4(sums[t][m], group[t].j, j);
                             dot4(sums[t][m], group[t].i, i);
                         } else {
@@ -124,16 +139,16 @@ void multiply_rows(const Weights* w, const PanelBlock* x, int blocks, Totals* to
 // or with fewer; fetches what lies at `ahead`, 384 bytes a block. By four, tiles share broadcasts
 // and rows share weights: a processor starts two loads a cycle, and may do four sums or two dot
 // products and two sums.
-template <int kRun>
+template <int kBits, int kRun>
 void multiply(const Weights* w, int tiles, const PanelBlock* x, int blocks, Totals* totals,
               const char* ahead) {
     if (tiles == kTiles) {
-        multiply_rows<kTiles, 0, 4, 3, kRun>(w, x, blocks, totals, ahead);
-        multiply_rows<kTiles, 4, 4, 3, kRun>(w, x, blocks, totals, ahead + 192 * blocks);
+        multiply_rows<kBits, kTiles, 0, 4, 3, kRun>(w, x, blocks, totals, ahead);
+        multiply_rows<kBits, kTiles, 4, 4, 3, kRun>(w, x, blocks, totals, ahead + 192 * blocks);
         return;
     }
     for (int t = 0; t < tiles; ++t) {
-        multiply_rows<1, 0, kPanelRows, 2, kRun>(w + t, x, blocks, totals + t, ahead);
+        multiply_rows<kBits, 1, 0, kPanelRows, 2, kRun>(w + t, x, blocks, totals + t, ahead);
         ahead += 128 * blocks;
     }
 }
@@ -148,7 +163,7 @@ inline __m512i two_rows(const int8_t* const* rows, int m) {
 // Interleaves the codes of 8 rows by fours. What a row's sums begin with is the same for every
 // output, subtracted: the products of its inputs with each other and with the 128, and of those
 // that go without with the codes' offset of 8.
-template <int kRun>
+template <int kBits, int kRun>
 void pack_block(const int8_t* const* rows, PanelBlock& to) {
     const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
@@ -171,10 +186,10 @@ void pack_block(const int8_t* const* rows, PanelBlock& to) {
         _mm512_storeu_si512(to.codes[2 * half], i[half]);
         _mm512_storeu_si512(to.codes[kGroups + 2 * half], j[half]);
         // 8 lanes of each group, the direct ones first.
-        static_assert(kDirect <= 2);
-        const auto direct = static_cast<__mmask16>(half == 0 ? (1 << 8 * kDirect) - 1 : 0);
-        const Bytes factor =
-            _mm512_mask_mov_epi32(_mm512_xor_si512(i[half], flip), direct, _mm512_set1_epi8(8));
+        constexpr uint64_t kDirect = (uint64_t{1} << 8 * direct_groups(kBits)) - 1;
+        const auto direct = static_cast<__mmask16>(kDirect >> 16 * half);
+        const Bytes offset = _mm512_set1_epi8(kBits == 8 ? -128 : 8);
+        const Bytes factor = _mm512_mask_mov_epi32(_mm512_xor_si512(i[half], flip), direct, offset);
         dot4(products, factor, j[half]);
         products = _mm512_mask_dpbusd_epi32(products, direct, factor, i[half]);
     }
