@@ -25,6 +25,15 @@
 namespace latrt::LATRT_LEVEL {
 namespace {
 
+#if defined(__AVX2__)
+// Keeps a number in its register: left alone, GCC moves loads, makes trees of chains of sums, and
+// spills them.
+template <class Vector>
+void in_register(Vector& number) {
+    asm("" : "+v"(number));
+}
+#endif
+
 #if defined(__AVX512VNNI__)
 
 using Bytes = __m512i;
@@ -68,11 +77,6 @@ inline Quad quad(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, sizeof four);
     return _mm512_set1_epi32(four);
-}
-// Keeps a number in its register: left alone, GCC moves loads and spills sums for them.
-template <class T>
-void in_register(T& number) {
-    asm("" : "+v"(number));
 }
 inline void dot4(Ints& sums, Bytes w, Quad x) {
     sums = _mm512_dpbusd_epi32(sums, w, x);
@@ -157,10 +161,6 @@ inline Quad quad(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, sizeof four);
     return _mm256_set1_epi32(four);
-}
-// Keeps a sum in its register: left alone, GCC makes a tree of a chain of sums and spills it.
-inline void in_register(__m256i& sums) {
-    asm("" : "+x"(sums));
 }
 inline void dot4(Sums4& sums, Bytes w, Quad x) {
     for (int i = 0; i < 2; ++i) {
