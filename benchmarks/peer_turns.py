@@ -4,9 +4,9 @@
 
 On a shared machine rates of different minutes cannot be compared; those of neighbouring seconds
 can. Every round asks each engine the same prompt, in an order that turns, and gives ratios to the
-first engine named: printed are their median and where it lies with 95 % confidence, or the least
-and the greatest of fewer than 6 rounds. Engines and models are prepared, and the answers checked,
-as in `peers`. Ends with one JSON line.
+first engine named, and ours to the best peer: printed are their median and where it lies with 95 %
+confidence, or the least and the greatest of fewer than 6 rounds. Engines and models are prepared,
+and the answers checked, as in `peers`. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import ROOT, NotAvailable
 from benchmarks.peer_probe import machine_peaks
-from benchmarks.peer_table import rates_of
+from benchmarks.peer_table import is_ours, rates_of
 from benchmarks.peers import CONTEXTS, OURS, check, names, prepare, prompt, reference_top
 from benchmarks.report import bounds_of, describe_machine, median_and_bounds, publish
 
@@ -50,11 +50,28 @@ def in_turns(
     return rates
 
 
-def ratio(rates: dict[str, dict[str, list[float]]], name: str, phase: str) -> list[float]:
-    """[median, low, high] of the engine's rate over the first one's, round by round."""
-    first = next(iter(rates))
-    pairs = zip(rates[name][phase], rates[first][phase], strict=True)
+def ratio(
+    rates: dict[str, dict[str, list[float]]], name: str, phase: str, other: str | None = None
+) -> list[float]:
+    """[median, low, high] of the engine's rate over the other's, or the first's, in each round."""
+    pairs = zip(rates[name][phase], rates[other or next(iter(rates))][phase], strict=True)
     return median_and_bounds([a / b for a, b in pairs])
+
+
+def beside_best_peer(context: str, rates: dict[str, dict[str, list[float]]]) -> list[str]:
+    """A line for each of our engines: how many times as fast as the peer of the best median."""
+    peers = [name for name in rates if not is_ours(name)]
+    lines = []
+    for name in rates if peers else ():
+        if not is_ours(name):
+            continue
+        found = []
+        for phase in ("decode", "prefill"):
+            best = max(peers, key=lambda peer: statistics.median(rates[peer][phase]))
+            median, low, high = ratio(rates, name, phase, best)
+            found.append(f"{phase} {median:.2f} times {best} ({low:.2f} to {high:.2f})")
+        lines.append(f"- {name} behind {context}, beside the best peer: {', '.join(found)}")
+    return lines
 
 
 def to_table(result: dict[str, Any]) -> str:
@@ -78,6 +95,8 @@ def to_table(result: dict[str, Any]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     reads = ", ".join(f"{p['read_gb_s']:.1f}" for p in result["probes"])
     lines += ["", f"Read bandwidth before and after: {reads} GB/s.", ""]
+    for context, of_context in result["contexts"].items():
+        lines += beside_best_peer(context, of_context)
     lines += [f"- {name}: {said}" for name, said in result["checks"].items()]
     return "\n".join(lines)
 

@@ -64,6 +64,20 @@ def test_a_ratio_is_over_the_first_engine_and_round_by_round() -> None:
     assert peer_turns.ratio(rates, "other", "decode") == [1.0, 0.5, 1.5]
     assert peer_turns.ratio(rates, "other", "prefill") == [20.0, 10.0, 30.0]
     assert peer_turns.ratio(rates, "first", "decode") == [1.0, 1.0, 1.0]
+    assert peer_turns.ratio(rates, "first", "decode", "other") == [1.0, 2 / 3, 2.0]
+
+
+def test_ours_are_set_beside_the_peer_that_is_best_at_each_phase() -> None:
+    rates = {
+        "slow": {"decode": [1.0, 1.0, 9.0], "prefill": [30.0, 30.0, 10.0]},
+        "quick": {"decode": [2.0, 4.0, 2.0], "prefill": [20.0, 20.0, 20.0]},
+        "la-trt int4": {"decode": [3.0, 4.0, 4.0], "prefill": [60.0, 90.0, 5.0]},
+    }
+    assert peer_turns.beside_best_peer("512", rates) == [
+        "- la-trt int4 behind 512, beside the best peer: decode 1.50 times quick (1.00 to 2.00), "
+        "prefill 2.00 times slow (0.50 to 3.00)"
+    ]
+    assert peer_turns.beside_best_peer("512", {"la-trt int4": rates["la-trt int4"]}) == []
 
 
 ENGINES = ("la-trt int8", "la-trt int4")
