@@ -17,7 +17,6 @@ HUGE_PAGE_BYTES = 2 << 20
 MIN_REGION_BYTES = 32 << 20
 _MAPS = Path("/proc/self/maps")
 _MADV_COLLAPSE = 25  # Linux 6.1: the pages there are become huge ones at once
-_PIECE_BYTES = 64 << 20  # the kernel holds a lock while it works on one
 
 Region = tuple[int, int]
 
@@ -61,10 +60,10 @@ class HugePages:
         for start, stop in regions:
             start = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
             stop = stop // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-            for low in range(start, stop, _PIECE_BYTES):
-                size = min(stop - low, _PIECE_BYTES)
-                if libc.madvise(low, size, _MADV_COLLAPSE) == 0:
-                    self.collapsed_bytes += size
+            # One by one: a call for several fails, others moved or not, where one page is busy.
+            for page in range(start, stop, HUGE_PAGE_BYTES):
+                if libc.madvise(page, HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0:
+                    self.collapsed_bytes += HUGE_PAGE_BYTES
 
 
 def anonymous_regions() -> list[Region]:

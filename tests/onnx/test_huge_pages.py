@@ -53,6 +53,20 @@ def test_new_memory_is_found_and_keeps_its_contents() -> None:
     assert (moved > 0) == (backed > 0), f"moved {moved}, backed {backed}"
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="Linux alone has these maps")
+def test_a_page_never_touched_does_not_hide_that_others_moved() -> None:
+    pages, size = HugePages(), 2 * MIN_REGION_BYTES
+    with pages.collecting():
+        block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        data = np.frombuffer(block, np.uint8)
+        hole = size // 2
+        data[:hole] = 1
+        data[hole + 2 * HUGE_PAGE_BYTES :] = 1
+    moved, backed = pages.wait(), _huge_page_bytes(data.ctypes.data)
+    assert (moved > 0) == (backed > 0), f"moved {moved}, backed {backed}"
+    assert moved < size - HUGE_PAGE_BYTES
+
+
 def test_small_and_earlier_memory_is_left_alone() -> None:
     earlier = mmap.mmap(-1, 2 * MIN_REGION_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     earlier[:] = b"\1" * len(earlier)
