@@ -47,8 +47,8 @@ struct PackRowsParams {
     const float* x_scale;  // (M, groups)                                      in
     PanelBlock* panels;    // all of them                                      out
     int m, k;
-    int panel_begin, panel_end;          // of 8 rows, to pack
-    WeightType type = WeightType::int4;  // that they are to meet
+    int panel_begin, panel_end;  // of 8 rows, to pack
+    WeightType type;             // that they are to meet
     int scale_run = 1;
 };
 

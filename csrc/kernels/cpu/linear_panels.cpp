@@ -1,7 +1,7 @@
 // int8 and int4 linear layers of many rows: rows in panels, weights unpacked once for many rows.
 // What is done with a block is the level's own, `panels_avx512.h` and `panels_avx2.h`: sums of
-// integers stay exact, and what is done in float is what `linear_int4` does in the same order, so
-// the bits are the same.
+// integers stay exact, and what is done in float is what `linear_int8` and `linear_int4` do in the
+// same order, so the bits are the same.
 #include "kernels/cpu/level.h"
 #include "kernels/cpu/linear_finish.h"
 

@@ -9,6 +9,7 @@
 // other ports than dot products do: on a processor that starts one dot product and two sums a
 // cycle, 3 instructions in 1.5 cycles for what took 2; on one that starts two and four, in half of
 // that. A quarter of the inputs goes without it, which leaves either kind of port as much to do.
+// Weights of 8 bits leave no room: all of their products are made one by one.
 // Sums of integers stay exact, and what is done in float is what `linear_int4` does in the same
 // order, so the bits are the same.
 #pragma once
@@ -162,7 +163,7 @@ inline __m512i two_rows(const int8_t* const* rows, int m) {
 
 // Interleaves the codes of 8 rows by fours. What a row's sums begin with is the same for every
 // output, subtracted: the products of its inputs with each other and with the 128, and of those
-// that go without with the codes' offset of 8.
+// that go without with the codes' offset of 8 or 128.
 template <int kBits, int kRun>
 void pack_block(const int8_t* const* rows, PanelBlock& to) {
     const __m512i low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
