@@ -60,11 +60,10 @@ def ratio(
 
 def beside_best_peer(context: str, rates: dict[str, dict[str, list[float]]]) -> list[str]:
     """A line for each of our engines: how many times as fast as the peer of the best median."""
+    ours = [name for name in rates if is_ours(name)]
     peers = [name for name in rates if not is_ours(name)]
     lines = []
-    for name in rates if peers else ():
-        if not is_ours(name):
-            continue
+    for name in ours if peers else ():
         found = []
         for phase in ("decode", "prefill"):
             best = max(peers, key=lambda peer: statistics.median(rates[peer][phase]))

@@ -22,27 +22,27 @@ def join() -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
         torch.set_num_threads(1)
-        dist.init_process_group(_backend(), timeout=timedelta(hours=2))
-        atexit.register(_leave)
+        _begin(timeout=timedelta(hours=2))
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
 
-def _backend() -> str:
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-
-
-def join_alone() -> None:
-    """Nothing; this process is a group of one, for code that asks for a group."""
-    if not dist.is_initialized():
-        alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
-        dist.init_process_group(_backend(), store=alone, rank=0, world_size=1)
-        atexit.register(_leave)
+def _begin(**settings: Any) -> None:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, **settings)
+    atexit.register(_leave)
 
 
 def _leave() -> None:
     # A group that is left to the interpreter's end still has threads, for which C++ may abort.
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def join_alone() -> None:
+    """Nothing; this process is a group of one, for code that asks for a group."""
+    if not dist.is_initialized():
+        alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in __all__
+        _begin(store=alone, rank=0, world_size=1)
 
 
 def wait_for_all() -> None:

@@ -207,6 +207,30 @@ TEST(linear_int4_sums_of_a_block_do_not_overflow) {
     }
 }
 
+namespace {
+
+void check_panels(const Kernels& kernels, int type, uint64_t seed, int m, int k) {
+    const int n = 1 + int(seed * 13 % 150), panels = num_panels(m);
+    test::Layer layer = test::make_layer(WeightType(type), seed, m, n, k);
+    const std::vector<float> want = test::answer(kernels.linear[type], layer);
+    std::vector<PanelBlock> packed(size_t(panels) * num_blocks(k));
+    std::memset(static_cast<void*>(packed.data()), 0xff, packed.size() * sizeof(PanelBlock));
+    PackRowsParams rows = {layer.codes.data(), layer.scale.data(), packed.data(),         m, k, 0,
+                           panels / 2,         WeightType(type),   layer.params.scale_run};
+    kernels.pack_rows(rows);
+    rows.panel_begin = panels / 2, rows.panel_end = panels;
+    kernels.pack_rows(rows);
+    layer.params.panels = packed.data();
+    const std::vector<float> got = test::answer(kernels.linear_panels[type], layer);
+    if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) != 0) {
+        test::fail(__FILE__, __LINE__,
+                   "type " + std::to_string(type) + " M=" + std::to_string(m) +
+                       " N=" + std::to_string(n) + " K=" + std::to_string(k) + ": differs");
+    }
+}
+
+}  // namespace
+
 TEST(linear_panels_give_the_bits_of_rows) {
     constexpr int kRows[] = {1, 7, 8, 9, 48, 100, 255, 256, 257, 300, 512, 530};
     constexpr int kInputs[] = {1, 31, 32, 33, 64, 255, 256, 257, 288, 511, 512, 513, 1100};
@@ -215,29 +239,7 @@ TEST(linear_panels_give_the_bits_of_rows) {
         for (int type = 0; type < kNumWeightTypes; ++type) {
             if (kernels->linear_panels[type] == nullptr) continue;
             for (const int m : kRows) {
-                for (const int k : kInputs) {
-                    const int n = 1 + int(seed * 13 % 150), panels = num_panels(m);
-                    test::Layer layer = test::make_layer(WeightType(type), seed, m, n, k);
-                    const std::vector<float> want = test::answer(kernels->linear[type], layer);
-                    std::vector<PanelBlock> packed(size_t(panels) * num_blocks(k));
-                    std::memset(static_cast<void*>(packed.data()), 0xff,
-                                packed.size() * sizeof(PanelBlock));
-                    PackRowsParams rows = {
-                        layer.codes.data(), layer.scale.data(), packed.data(),         m, k, 0,
-                        panels / 2,         WeightType(type),   layer.params.scale_run};
-                    kernels->pack_rows(rows);
-                    rows.panel_begin = panels / 2, rows.panel_end = panels;
-                    kernels->pack_rows(rows);
-                    layer.params.panels = packed.data();
-                    const std::vector<float> got =
-                        test::answer(kernels->linear_panels[type], layer);
-                    if (std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) != 0) {
-                        test::fail(__FILE__, __LINE__,
-                                   "M=" + std::to_string(m) + " N=" + std::to_string(n) +
-                                       " K=" + std::to_string(k) + ": differs");
-                    }
-                    ++seed;
-                }
+                for (const int k : kInputs) check_panels(*kernels, type, seed++, m, k);
             }
         }
     }

@@ -60,7 +60,7 @@ class HugePages:
         for start, stop in regions:
             start = -(-start // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
             stop = stop // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-            # One by one: a call for several fails, others moved or not, where one page is busy.
+            # One by one: a call for several fails where one was never touched, though others moved.
             for page in range(start, stop, HUGE_PAGE_BYTES):
                 if libc.madvise(page, HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0:
                     self.collapsed_bytes += HUGE_PAGE_BYTES

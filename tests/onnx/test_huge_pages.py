@@ -40,39 +40,36 @@ def test_what_is_left_of_regions(
 def test_new_memory_is_found_and_keeps_its_contents() -> None:
     pages, size = HugePages(), 2 * MIN_REGION_BYTES
     with pages.collecting():
-        block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block = anonymous(size)
         data = np.frombuffer(block, np.uint64)
         data[:] = np.arange(data.size)
     assert pages.region_bytes >= size
     moved = pages.wait()
     assert moved <= pages.region_bytes and moved % HUGE_PAGE_BYTES == 0
     np.testing.assert_array_equal(data, np.arange(data.size))
-    # A kernel with MADV_COLLAPSE moves it; the others leave every page where it was.
-    address = data.ctypes.data
-    backed = _huge_page_bytes(address)
-    assert (moved > 0) == (backed > 0), f"moved {moved}, backed {backed}"
+    assert_backed(moved, data)
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Linux alone has these maps")
 def test_a_page_never_touched_does_not_hide_that_others_moved() -> None:
     pages, size = HugePages(), 2 * MIN_REGION_BYTES
     with pages.collecting():
-        block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block = anonymous(size)
         data = np.frombuffer(block, np.uint8)
         hole = size // 2
         data[:hole] = 1
         data[hole + 2 * HUGE_PAGE_BYTES :] = 1
-    moved, backed = pages.wait(), _huge_page_bytes(data.ctypes.data)
-    assert (moved > 0) == (backed > 0), f"moved {moved}, backed {backed}"
+    moved = pages.wait()
+    assert_backed(moved, data)
     assert moved < size - HUGE_PAGE_BYTES
 
 
 def test_small_and_earlier_memory_is_left_alone() -> None:
-    earlier = mmap.mmap(-1, 2 * MIN_REGION_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    earlier = anonymous(2 * MIN_REGION_BYTES)
     earlier[:] = b"\1" * len(earlier)
     pages = HugePages()
     with pages.collecting():
-        small = mmap.mmap(-1, HUGE_PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        small = anonymous(HUGE_PAGE_BYTES)
         small[0] = 1
     assert pages.wait() == 0 == pages.region_bytes
 
@@ -84,6 +81,16 @@ def test_regions_are_those_of_this_process() -> None:
     block = np.ones(MIN_REGION_BYTES, np.uint8)
     inside = [r for r in anonymous_regions() if r[0] <= block.ctypes.data < r[1]]
     assert len(inside) == 1
+
+
+def anonymous(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def assert_backed(moved: int, data: np.ndarray) -> None:
+    """A kernel with MADV_COLLAPSE moved some of it; the others left every page where it was."""
+    backed = _huge_page_bytes(data.ctypes.data)
+    assert (moved > 0) == (backed > 0), f"moved {moved}, backed {backed}"
 
 
 def _huge_page_bytes(address: int) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.train.two_processes import ROOT, free_port
 
 # What is registered first runs last: after the group has been left, if it has.
 PROGRAM = """
@@ -25,10 +23,7 @@ assert dist.is_initialized() and dist.get_world_size() == {world}
 
 @pytest.mark.parametrize(("call", "world"), [("join_alone", 1), ("join", 2)])
 def test_a_process_leaves_its_group_when_it_ends(call: str, world: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(call=call, world=world)],

@@ -62,11 +62,16 @@ def go_on(trainer: _T, to_the_end: Callable[[_T], object], stop_after: int) -> N
     trainer.save()
 
 
-def together(what: Callable[[], None]) -> None:
-    """Nothing; two processes have done it, as ranks 0 and 1."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def together(what: Callable[[], None]) -> None:
+    """Nothing; two processes have done it, as ranks 0 and 1."""
+    port = free_port()
     children = []
     for rank in range(2):
         pid = os.fork()

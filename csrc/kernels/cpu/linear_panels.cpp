@@ -114,11 +114,6 @@ void pack(const PackRowsParams& p) {
     p.scale_run == 1 ? pack_panels<kBits, 1>(p) : pack_panels<kBits, kScaleRun>(p);
 }
 
-template <int kBits>
-void multiply(const LinearParams& p) {
-    p.scale_run == 1 ? run<kBits, 1>(p) : run<kBits, kScaleRun>(p);
-}
-
 }  // namespace
 
 #if defined(__AVX512VNNI__)
@@ -127,7 +122,7 @@ void pack_rows(const PackRowsParams& p) {
 }
 
 void linear_int8_panels(const LinearParams& p) {
-    multiply<8>(p);
+    p.scale_run == 1 ? run<8, 1>(p) : run<8, kScaleRun>(p);
 }
 #else
 void pack_rows(const PackRowsParams& p) {
@@ -136,7 +131,7 @@ void pack_rows(const PackRowsParams& p) {
 #endif
 
 void linear_int4_panels(const LinearParams& p) {
-    multiply<4>(p);
+    p.scale_run == 1 ? run<4, 1>(p) : run<4, kScaleRun>(p);
 }
 
 }  // namespace latrt::LATRT_LEVEL
