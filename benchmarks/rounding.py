@@ -18,14 +18,17 @@ def round_groups(x: torch.Tensor, largest: int, group: int) -> torch.Tensor:
     return (codes * scale).flatten(-2)[..., :width]
 
 
-def round_inputs(model: QwenVL, *, decoder: int, tower: int, group: int) -> None:
+def round_inputs(model: QwenVL, *, decoder: int, tower: int | None, group: int) -> None:
     """Rounds what every linear layer of `model` gets from here on, the head included.
 
-    `decoder`, `tower`: the largest code of either. `group`: activations that share a scale.
+    `decoder`, `tower`: the largest code of either, None: not rounded. `group`: activations that
+    share a scale.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) or module is model.visual.patch_embed:
             largest = tower if name.startswith("visual.") else decoder
+            if largest is None:
+                continue
             module.register_forward_pre_hook(
                 lambda _, args, largest=largest: (round_groups(args[0], largest, group),)
             )

@@ -35,13 +35,6 @@ bool wants_codes(const Matrix& matrix) {
     return matrix.type == WeightType::int8 || matrix.type == WeightType::int4;
 }
 
-// Where the codes of `row` stand from input `at` on, the first of a group.
-QuantiseParams quantise_from(QuantiseParams p, int row, int at) {
-    const int64_t size = int64_t{p.scale_run} * kBlock, group = row * p.ld_groups + at / size;
-    p.xq += group * size, p.x_scale += group, p.x_neg_sum += group;
-    return p;
-}
-
 // The layer of the tiles [first, last) alone.
 LinearParams outputs_from(LinearParams p, const Matrix& matrix, int first, int last) {
     p.w = static_cast<const uint8_t*>(p.w) + first * packed_bytes(matrix.type, kLanes, p.k);
@@ -59,7 +52,17 @@ LinearParams outputs_from(LinearParams p, const Matrix& matrix, int first, int l
 Runtime::Runtime(const Kernels& kernels, int num_threads)
     : kernels_(kernels), pool_(ThreadPool::shared(num_threads)) {}
 
-QuantiseParams Runtime::reserve(const Matrix& matrix, int m, Activations& to) {
+bool Runtime::wants_encoded(const Matrix& matrix) const {
+    const bool rounds = matrix.type == WeightType::bf16 && kernels_.round_rows != nullptr;
+    return rounds || wants_codes(matrix);
+}
+
+void Runtime::reserve(const Matrix& matrix, int m, Activations& to) const {
+    if (!wants_encoded(matrix)) return;
+    if (!wants_codes(matrix)) {
+        grown(to.rounded, static_cast<size_t>(m * rounded_row(matrix.k)));
+        return;
+    }
     const int64_t groups = num_scales(matrix.k, matrix.scale_run);
     const size_t count = static_cast<size_t>(m * groups);
     grown(to.codes, static_cast<size_t>(m * row_codes(matrix.k, matrix.scale_run)));
@@ -68,8 +71,20 @@ QuantiseParams Runtime::reserve(const Matrix& matrix, int m, Activations& to) {
     if (wants_panels(matrix, m)) {
         grown(to.panels, static_cast<size_t>(num_panels(m)) * num_blocks(matrix.k));
     }
-    return {nullptr,  to.codes.data(), to.scale.data(),           to.neg_sum.data(), m,
-            matrix.k, matrix.k,        largest_code(matrix.type), matrix.scale_run,  groups};
+}
+
+void Runtime::encode(const Matrix& matrix, const float* x, int64_t ldx, int row, int count, int at,
+                     int width, Activations& to) const {
+    if (!wants_codes(matrix)) {
+        const int64_t ldy = rounded_row(matrix.k);
+        kernels_.round_rows({x, to.rounded.data() + row * ldy + at, count, width, ldx, ldy});
+        return;
+    }
+    const int64_t groups = num_scales(matrix.k, matrix.scale_run);
+    const int64_t size = int64_t{matrix.scale_run} * kBlock, group = row * groups + at / size;
+    kernels_.quantise({x, to.codes.data() + group * size, to.scale.data() + group,
+                       to.neg_sum.data() + group, count, width, ldx, largest_code(matrix.type),
+                       matrix.scale_run, groups});
 }
 
 // The panels that rows [first, last) are in, `first` the first of one.
@@ -81,11 +96,11 @@ void Runtime::pack_rows(const Matrix& matrix, int m, int first, int last, Activa
 // Some rows at a time go all the way, so that every step finds them in the L1 or L2 cache.
 LinearParams Runtime::prepare(const Matrix& matrix, const Norm* norm, const float* x, int m,
                               Activations& to) {
-    const bool codes = wants_codes(matrix), panels = wants_panels(matrix, m);
-    if (!codes && norm == nullptr) return params(matrix, x, m, to);
-    const QuantiseParams all = codes ? reserve(matrix, m, to) : QuantiseParams{};
+    const bool encoded = wants_encoded(matrix), panels = wants_panels(matrix, m);
+    if (!encoded && norm == nullptr) return params(matrix, x, m, to);
+    reserve(matrix, m, to);
     const int64_t k = matrix.k;
-    const int kept = codes ? kPanelRows * num_threads() : m;
+    const int kept = encoded ? kPanelRows * num_threads() : m;
     float* normed = norm ? grown(to.normed, static_cast<size_t>(kept * k)) : nullptr;
     const Pieces pieces(m, panels ? kPanelRows : 1, num_threads(), m);
     pool_->run(pieces.count, [&](int i, int thread) {
@@ -94,14 +109,11 @@ LinearParams Runtime::prepare(const Matrix& matrix, const Norm* norm, const floa
             const int count = std::min(kPanelRows, last - row);
             const float* from = x + row * k;
             if (norm != nullptr) {
-                float* some = normed + (codes ? kPanelRows * thread : row) * k;
+                float* some = normed + (encoded ? kPanelRows * thread : row) * k;
                 normalise(kernels_, *norm, from, some, count, matrix.k);
                 from = some;
             }
-            if (!codes) continue;
-            QuantiseParams part = quantise_from(all, row, 0);
-            part.x = from, part.m = count;
-            kernels_.quantise(part);
+            if (encoded) encode(matrix, from, k, row, count, 0, matrix.k, to);
         }
         if (panels) pack_rows(matrix, m, first, last, to);
     });
@@ -132,7 +144,8 @@ LinearParams Runtime::params(const Matrix& matrix, const float* x, int m,
             num_tiles(matrix.n),
             false,
             wants_panels(matrix, m) ? from.panels.data() : nullptr,
-            matrix.scale_run};
+            matrix.scale_run,
+            from.rounded.data()};
 }
 
 void Runtime::call(const Matrix& matrix, const LinearParams& params) const {
@@ -167,15 +180,15 @@ void Runtime::mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, f
     const LinearParams all = prepare(gate_up, &norm, x, m, in_);
     const int ffn = down.k, tiles = num_tiles(ffn);
     const int shift = ffn % kLanes;  // up begins within a tile, of which gate has the first outputs
-    const bool codes = wants_codes(down);
-    const int unit = codes ? std::max(kUnit, 2 * down.scale_run) : kUnit;  // whole groups
+    const bool encoded = wants_encoded(down);
+    const int unit = std::max(kUnit, 2 * down.scale_run);  // whole groups
     const int fit = kGateUpFloats / (2 * kLanes * m * unit), least = shift > 0 ? 16 / unit : 1;
     const Pieces pieces(tiles, unit, num_threads(), std::max(least, fit));
     const int64_t up_at = int64_t{pieces.largest()} * kLanes;
     const int64_t ldx = 2 * up_at + (shift > 0 ? kLanes : 0);
     grown(gate_up_, static_cast<size_t>(ldx * m * num_threads()));
-    const QuantiseParams between = codes ? reserve(down, m, between_) : QuantiseParams{};
-    float* gated = codes ? nullptr : grown(gated_, static_cast<size_t>(m) * ffn);
+    reserve(down, m, between_);
+    float* gated = encoded ? nullptr : grown(gated_, static_cast<size_t>(m) * ffn);
     pool_->run(pieces.count, [&](int i, int thread) {
         float* both = gate_up_.data() + ldx * m * thread;
         const int first = pieces.begin(i), last = pieces.begin(i + 1);
@@ -187,13 +200,10 @@ void Runtime::mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, f
         LinearParams up = outputs_from(all, gate_up, from, from + num_tiles(shift + outputs));
         up.y = both + up_at, up.ldy = ldx;
         call(gate_up, up);
-        float* to = codes ? both : gated + first * kLanes;
+        float* to = encoded ? both : gated + first * kLanes;
         kernels_.swiglu(
-            {both, both + up_at + shift, to, m, outputs, ldx, codes ? ldx : int64_t{ffn}});
-        if (!codes) return;
-        QuantiseParams part = quantise_from(between, 0, first * kLanes);
-        part.x = both, part.ldx = ldx, part.k = outputs;
-        kernels_.quantise(part);
+            {both, both + up_at + shift, to, m, outputs, ldx, encoded ? ldx : int64_t{ffn}});
+        if (encoded) encode(down, both, ldx, 0, m, first * kLanes, outputs, between_);
     });
     if (wants_panels(down, m)) {
         const Pieces of_rows(m, kPanelRows, num_threads(), m);

@@ -66,17 +66,24 @@ class Runtime {
  private:
     // What a linear layer reads where that is not x itself.
     struct Activations {
-        Buffer<float> normed;  // all rows, or a few of each thread
+        Buffer<float> normed;      // all rows, or a few of each thread
+        Buffer<uint16_t> rounded;  // to bf16
         Buffer<int8_t> codes;
         Buffer<float> scale;
         Buffer<int32_t> neg_sum;
         Buffer<PanelBlock> panels;
     };
 
-    // Room for m rows; what `quantise` of all of them takes, but for x.
-    QuantiseParams reserve(const Matrix& matrix, int m, Activations& to);
+    // Whether the matrix meets activations in another form than float: codes, or bf16.
+    bool wants_encoded(const Matrix& matrix) const;
+    // Room for that form of m rows.
+    void reserve(const Matrix& matrix, int m, Activations& to) const;
+    // Encodes `count` rows of `width` floats, `ldx` apart: inputs of the matrix from `at` on, the
+    // first of a group, of the rows from `row` on.
+    void encode(const Matrix& matrix, const float* x, int64_t ldx, int row, int count, int at,
+                int width, Activations& to) const;
     bool wants_panels(const Matrix& matrix, int m) const;
-    // The layer's call but for y, x normed and in codes if so wanted.
+    // The layer's call but for y, x normed and encoded if so wanted.
     LinearParams prepare(const Matrix& matrix, const Norm* norm, const float* x, int m,
                          Activations& to);
     void pack_rows(const Matrix& matrix, int m, int first, int last, Activations& to) const;

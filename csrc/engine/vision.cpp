@@ -13,7 +13,12 @@ constexpr float kEps = 1e-6f;
 
 Vision::Vision(const VisionConfig& config, VisionWeights weights, const Kernels& kernels,
                int num_threads)
-    : config_(config), weights_(std::move(weights)), runtime_(kernels, num_threads) {}
+    : config_(config),
+      weights_(std::move(weights)),
+      runtime_(kernels, num_threads),
+      kv_type_(kernels.isa >= Isa::avx512_bf16 && weights_.blocks[0].qkv.type != WeightType::f32
+                   ? KvType::bf16
+                   : KvType::f32) {}
 
 void Vision::attend(const std::vector<int>& segments) {
     const int dim = config_.head_dim, heads = config_.num_heads;
@@ -32,12 +37,12 @@ void Vision::attend(const std::vector<int>& segments) {
         const float* q = qkv_.data() + starts[segment] * ldx + int64_t{head} * dim;
         float* k = scratch_.data() + thread * room;
         float* v = k + places * dim;
-        const KvSlot cache = {k, v, KvType::f32, 1, dim, static_cast<int>(places)};
+        const KvSlot cache = {k, v, kv_type_, 1, dim, static_cast<int>(places)};
         runtime_.kernels().kv_write(
             {cache, q + config_.width, q + 2 * config_.width, length, 0, ldx});
         float* out = heads_.data() + int64_t{starts[segment]} * config_.width + head * dim;
-        runtime_.kernels().attention({q, k, v, out, nullptr, v + places * padded, KvType::f32,
-                                      length, 1, dim, length, false, scale, ldx, config_.width});
+        runtime_.kernels().attention({q, k, v, out, nullptr, v + places * padded, kv_type_, length,
+                                      1, dim, length, false, scale, ldx, config_.width});
     });
 }
 

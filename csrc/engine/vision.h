@@ -52,6 +52,8 @@ class Vision {
     VisionConfig config_;
     VisionWeights weights_;
     Runtime runtime_;
+    // Of the keys and values of a call: bf16 where that is faster and the weights are rounded too.
+    KvType kv_type_;
     Buffer<float> x_, normed_, qkv_, heads_, merged_, scratch_;
 };
 

@@ -199,6 +199,7 @@ int main(int argc, char** argv) {
                                     {"int4", WeightType::int4, 1},
                                     {"int4 128", WeightType::int4, kScaleRun}}) {
             const bool codes = format.type != WeightType::bf16;
+            if (codes && kernels->isa == Isa::avx512_bf16) continue;  // as avx512
             const size_t bytes = size_t(packed_bytes(format.type, kOutputs, kInputs));
             entries.push_back({std::string(isa_name(kernels->isa)) + " " + format.name,
                                double(bytes + (codes ? scale_size / format.scale_run : 0)),

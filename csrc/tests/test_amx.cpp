@@ -38,8 +38,8 @@ TEST(amx_gives_the_bits_of_avx512) {
 }
 
 TEST(amx_changes_two_kernels_only) {
-    if (!cpu_has(Isa::avx512)) return;
-    const Kernels &tiles = amx_emulated::table(), &vectors = *find_kernels(Isa::avx512);
+    if (!cpu_has(Isa::avx512_bf16)) return;
+    const Kernels &tiles = amx_emulated::table(), &vectors = *find_kernels(Isa::avx512_bf16);
     CHECK(tiles.isa == Isa::amx);
     for (const WeightType type : {WeightType::int8, WeightType::int4}) {
         CHECK(tiles.linear[int(type)] != vectors.linear[int(type)]);

@@ -28,12 +28,15 @@ std::string describe(const Kernels& kernels, WeightType type, const Shape& s, ui
 // Activations as the kernel gets them, and as the floats they stand for.
 struct Input {
     std::vector<float> x, scale, meant;
+    std::vector<uint16_t> x_bf16;
     std::vector<int8_t> codes;
     std::vector<int32_t> neg_sum;
 };
 
-Input make_input(test::Random& random, WeightType type, const Shape& s, int scale_run) {
+Input make_input(test::Random& random, const Kernels& kernels, WeightType type, const Shape& s,
+                 int scale_run) {
     Input input;
+    const bool rounds = type == WeightType::bf16 && kernels.round_rows != nullptr;
     const size_t ldx = size_t(s.k) + s.extra, size = size_t(scale_run) * kBlock;
     const size_t groups = size_t(num_scales(s.k, scale_run));
     input.x = poison(s.m * ldx);
@@ -51,8 +54,13 @@ Input make_input(test::Random& random, WeightType type, const Shape& s, int scal
                 value = float(code) * input.scale[group];
             }
             input.x[row * ldx + i] = value;
-            input.meant.push_back(value);
+            input.meant.push_back(rounds ? bf16_to_float(float_to_bf16(value)) : value);
         }
+    }
+    if (rounds) {
+        const int64_t ldy = rounded_row(s.k);
+        input.x_bf16.assign(size_t(s.m * ldy), 0xffff);
+        kernels.round_rows({input.x.data(), input.x_bf16.data(), s.m, s.k, int64_t(ldx), ldy});
     }
     return input;
 }
@@ -63,7 +71,7 @@ void check_linear(const Kernels& kernels, WeightType type, uint64_t seed) {
                      random.integer(0, 1) == 1, random.integer(0, 1) == 1, random.integer(0, 3)};
     const int scale_run = seed / 4 % 2 == 0 ? kScaleRun : 1;
     const test::Packed packed = test::pack(random, type, s.n, s.k, scale_run);
-    const Input input = make_input(random, type, s, scale_run);
+    const Input input = make_input(random, kernels, type, s, scale_run);
     const std::vector<float> bias = random.floats(s.bias ? size_t(s.n) : 0);
     const size_t ldy = size_t(s.n) + s.extra;
     std::vector<float> y = s.accumulate ? random.floats(s.m * ldy) : poison(s.m * ldy);
@@ -85,6 +93,7 @@ void check_linear(const Kernels& kernels, WeightType type, uint64_t seed) {
                       0,
                       s.accumulate};
     p.scale_run = scale_run;
+    p.x_bf16 = input.x_bf16.data();
     const int tiles = num_tiles(s.n), split = random.integer(0, tiles);
     p.tile_end = split;
     kernels.linear[int(type)](p);
@@ -240,6 +249,31 @@ TEST(linear_panels_give_the_bits_of_rows) {
             if (kernels->linear_panels[type] == nullptr) continue;
             for (const int m : kRows) {
                 for (const int k : kInputs) check_panels(*kernels, type, seed++, m, k);
+            }
+        }
+    }
+}
+
+TEST(linear_of_floats_gives_a_row_the_same_bits_among_others) {
+    constexpr int kRows[] = {2, 7, 8, 13, 128, 129, 300}, kInputs[] = {1, 33, 511, 513, 1100};
+    for (const Kernels* kernels : test::levels()) {
+        if (kernels->isa == Isa::plain) continue;  // too slow to wait for
+        for (const WeightType type : {WeightType::f32, WeightType::bf16}) {
+            for (const int m : kRows) {
+                for (const int k : kInputs) {
+                    test::Random random{uint64_t(m * k)};
+                    const int n = random.size(70);
+                    const test::Packed packed = test::pack(random, type, n, k);
+                    const std::vector<float> x = random.floats(size_t(m) * k);
+                    const Matrix matrix = {type, packed.bytes.data(), nullptr, nullptr, n, k};
+                    std::vector<float> together = poison(size_t(m) * n), alone = together;
+                    Runtime runtime(*kernels, 1);
+                    runtime.linear(matrix, x.data(), m, together.data());
+                    for (int row = 0; row < m; ++row) {
+                        runtime.linear(matrix, &x[size_t(row) * k], 1, &alone[size_t(row) * n]);
+                    }
+                    CHECK(std::memcmp(alone.data(), together.data(), alone.size() * 4) == 0);
+                }
             }
         }
     }

@@ -168,7 +168,8 @@ TEST(isa_names_are_read_back) {
     CHECK(!latrt::parse_isa("sse9", isa) && isa == Isa::avx2);
     CHECK(latrt::cpu_has(Isa::plain));
     CHECK(!latrt::cpu_has(Isa::avx512) || latrt::cpu_has(Isa::avx2));
-    CHECK(!latrt::cpu_has(Isa::amx) || latrt::cpu_has(Isa::avx512));
+    CHECK(!latrt::cpu_has(Isa::avx512_bf16) || latrt::cpu_has(Isa::avx512));
+    CHECK(!latrt::cpu_has(Isa::amx) || latrt::cpu_has(Isa::avx512_bf16));
 }
 
 // Calls follow each other at once, as layers do: a worker that sees one being prepared must not

@@ -82,10 +82,12 @@ def make_native_engine(
     return NativeEngine(bundle, **{"threads": 2, "max_batch": 4, "max_len": max_len, **options})
 
 
-def quantised_activations(model: QwenVL, weights: Format, block_size: int = BLOCK) -> QwenVL:
-    """`model` itself, the input of every linear layer rounded as it meets such weights."""
-    codes = LARGEST[weights]
-    round_inputs(model, decoder=codes, tower=codes, group=scale_size(block_size))
+def quantised_activations(
+    model: QwenVL, decoder: Format, tower: Format, block_size: int = BLOCK
+) -> QwenVL:
+    """`model` itself, the input of every linear layer rounded as it meets weights in codes."""
+    group = scale_size(block_size)
+    round_inputs(model, decoder=LARGEST[decoder], tower=LARGEST.get(tower), group=group)
     return model
 
 

@@ -33,6 +33,8 @@ from tests.native.helpers import (
 
 pytestmark = needs_native
 KINDS = ("embed", "kv", "kv")
+LEVELS = ("plain", "avx2", "avx512", "avx512_bf16", "amx")
+ROUNDING_LEVELS = LEVELS[3:]  # bf16 weights and caches meet numbers that are rounded to bf16
 
 
 class TestNativeEngine(EngineConformance):
@@ -54,7 +56,7 @@ def errors(got: Any, expected: Any) -> tuple[float, float]:
     return float(logits), float(masses)
 
 
-@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", LEVELS)
 @pytest.mark.parametrize(
     ("weights", "block_size"),
     [("float32", 32), ("bfloat16", 32), ("int8", 32), ("int4", 32), ("int8", 128), ("int4", 128)],
@@ -65,18 +67,22 @@ def test_every_level_and_format(isa: str, weights: Format, block_size: int, tmp_
     Float formats meet float activations: float error. Codes meet activations that are rounded to
     8 bits, here as there; but a number near the middle of two codes may fall the other way, and
     one early on shifts all that follows. So only the best of three models must agree closely.
+    Where products are of bf16, so are those of a tower that is not float32, and of bf16 weights.
     """
     if isa not in load_module().levels():
         pytest.skip(f"this processor lacks level {isa}")
     codes = weights.startswith("int")
+    tower = "float32" if isa in ROUNDING_LEVELS else weights
+    if weights == "bfloat16" and isa in ROUNDING_LEVELS:
+        pytest.skip("test_products_of_bf16_are_as_close_as_pytorch")
     found = []
     for seed in (2, 3, 4):
-        formats: dict[str, Any] = {"decoder": weights, "tower": weights, "block_size": block_size}
+        formats: dict[str, Any] = {"decoder": weights, "tower": tower, "block_size": block_size}
         engine = make_native_engine(random_model(seed), tmp_path / str(seed), **formats, isa=isa)
         script = random_script(engine.config, seed, kinds=KINDS)
         rounded = round_model(random_model(seed), **formats)
         if codes:
-            rounded = quantised_activations(rounded, weights, block_size)
+            rounded = quantised_activations(rounded, **formats)
         (got,), (expected,) = play(engine, [script]), play(TorchEngine(rounded), [script])
         found.append(errors(got, expected))
     logits, masses = zip(*found, strict=True)
@@ -85,6 +91,24 @@ def test_every_level_and_format(isa: str, weights: Format, block_size: int, tmp_
     assert max(logits) < (0.15 if codes else 2e-5) and max(masses) < (0.02 if codes else 1e-5), (
         found
     )
+
+
+@pytest.mark.parametrize("isa", ROUNDING_LEVELS)
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+def test_products_of_bf16_are_as_close_as_pytorch(isa: str, kv_dtype: str, tmp_path: Path) -> None:
+    """At most twice as far from float32 on the same weights as PyTorch in bf16."""
+    if isa not in load_module().levels():
+        pytest.skip(f"this processor lacks level {isa}")
+    for seed in (2, 3, 4):
+        formats: dict[str, Any] = {"decoder": "bfloat16", "tower": "bfloat16"}
+        options = {"isa": isa, "kv_dtype": kv_dtype}
+        engine = make_native_engine(random_model(seed), tmp_path / str(seed), **formats, **options)
+        script = random_script(engine.config, seed, kinds=KINDS)
+        model = round_model(random_model(seed), **formats)
+        (got,), (exact,) = play(engine, [script]), play(TorchEngine(model), [script])
+        (torch_got,) = play(TorchEngine(model, dtype="bfloat16"), [script])
+        ours, of_torch = errors(got, exact), errors(torch_got, exact)
+        assert 0 < ours[0] < 2 * of_torch[0] and ours[1] < 2 * of_torch[1], (ours, of_torch)
 
 
 def test_threads_change_nothing(tmp_path: Path) -> None:
@@ -163,7 +187,7 @@ def test_rows_together_change_nothing(weights: Format, tmp_path: Path) -> None:
     ("weights", "kv_dtype"),
     [*((w, "float32") for w in ("float32", "bfloat16", "int8")), *(("int4", k) for k in KV_DTYPES)],
 )
-@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", LEVELS)
 def test_guesses_change_no_bit(isa: str, weights: Format, kv_dtype: str, tmp_path: Path) -> None:
     """Tokens of one sequence in one step, behind another's chunk, and the same one by one."""
     if isa not in load_module().levels():

@@ -55,7 +55,7 @@ LATRT_API const char* latrt_version(void);
 /* ---- Models ---- */
 
 typedef struct latrt_model_options {
-    const char* isa;     /* "auto", "plain", "avx2", "avx512", "amx" */
+    const char* isa;     /* "auto", "plain", "avx2", "avx512", "avx512_bf16", "amx" */
     int32_t threads;     /* 0: all that the process may use */
     int64_t max_len;     /* KV positions of a session; 0: the smaller of 8192 and the bundle's */
     int32_t bf16_kv;     /* 1: bfloat16 keys and values, half the memory */

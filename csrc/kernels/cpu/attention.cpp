@@ -2,22 +2,43 @@
 
 #include "kernels/cpu/level.h"
 #include "kernels/cpu/vec.h"
+#if defined(__AVX512BF16__)
+#include "kernels/cpu/attention_bf16.h"
+#endif
 
 namespace latrt::LATRT_LEVEL {
 namespace {
 
 constexpr float kLowest = -3.0e38f;
 
+// What queries and softmax weights are when they meet a cache of T.
+template <class T>
+struct NumberOf {
+    using Type = float;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct NumberOf<uint16_t> {
+    using Type = uint16_t;
+};
+#endif
+template <class T>
+using Number = typename NumberOf<T>::Type;
+template <class T>
+constexpr bool kRounds = sizeof(Number<T>) < sizeof(float);
+
 // Rows (token, head) that go through K and V together, and their running softmax.
 struct Rows {
     int count, first_token;
-    float* scores;    // (R, 64): scores of a block of keys, then exp(score - top)
-    float* out;       // (R, Dp): weighted sum of values
-    float* top;       // (R): largest score so far
-    float* total;     // (R): sum of exp(score - top)
-    float* shrink;    // (R): what the sums so far are multiplied by
-    float* last;      // (G, blocks, 64): exponentials of the last token, where mass is wanted
-    float* last_top;  // (G, blocks): the top that they were taken with
+    float* scores;        // (R, 64): scores of a block of keys, then exp(score - top)
+    float* out;           // (R, Dp): weighted sum of values
+    float* top;           // (R): largest score so far
+    float* total;         // (R): sum of exp(score - top)
+    float* shrink;        // (R): what the sums so far are multiplied by
+    float* last;          // (G, blocks, 64): exponentials of the last token, where mass is wanted
+    float* last_top;      // (G, blocks): the top that they were taken with
+    uint16_t* rounded_q;  // (R, Dp) bf16; `kRounds`
+    uint16_t* rounded_weights;  // (R, 64) bf16: of `scores`; `kRounds`
 };
 
 int keys_seen(const AttentionParams& p, int token) {
@@ -29,33 +50,50 @@ const float* query(const AttentionParams& p, const Rows& rows, int row) {
     return p.q + token * p.ldq + int64_t{row % p.group} * p.head_dim;
 }
 
+// sums[m][v] += the sum over i < count of numbers[m][i] * vector v of step i.
+template <int M, int V, class T>
+inline void add_products(Vec (&sums)[M][V], const float* const (&numbers)[M], const T* vectors,
+                         int64_t apart, int64_t step, int count) {
+    for (int i = 0; i < count; ++i, vectors += step) {
+        Vec loaded[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) loaded[v] = load(vectors + v * apart);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const Vec number = splat(numbers[m][i]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) sums[m][v] += loaded[v] * number;
+        }
+    }
+}
+
 // Scores of M rows on the 16 keys of each of some tiles (D, 16).
 template <int M, int kTiles, class T>
 void score_tiles(const AttentionParams& p, const Rows& rows, int row, const T* tile, int column,
                  const float* k_scale) {
-    const float* q[M];
-    for (int m = 0; m < M; ++m) q[m] = query(p, rows, row + m);
-    const int64_t apart = int64_t{p.head_dim} * kLanes;
-    Vec sums[M][kTiles][kParts] = {};
-    for (int d = 0; d < p.head_dim; ++d, tile += kLanes) {
-#pragma GCC unroll 4
-        for (int i = 0; i < kParts; ++i) {
-            Vec keys[kTiles];
-#pragma GCC unroll 2
-            for (int t = 0; t < kTiles; ++t) keys[t] = load(tile + t * apart + i * kWidth);
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) {
-                const Vec number = splat(q[m][d]);
-#pragma GCC unroll 2
-                for (int t = 0; t < kTiles; ++t) sums[m][t][i] += keys[t] * number;
-            }
+    static_assert(kTiles == 1 || kParts == 1);
+    const Number<T>* q[M];
+    for (int m = 0; m < M; ++m) {
+        if constexpr (kRounds<T>) {
+            q[m] = rows.rounded_q + (row + m) * round_up(p.head_dim, kLanes);
+        } else {
+            q[m] = query(p, rows, row + m);
         }
     }
+    constexpr int kVectors = kTiles * kParts;
+    const int64_t apart = kParts > 1 ? kWidth : int64_t{p.head_dim} * kLanes;
+    Vec sums[M][kVectors];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectors; ++i) sums[m][i] = Vec{};
+    }
+    add_products(sums, q, tile, apart, kLanes, p.head_dim);
     for (int m = 0; m < M; ++m) {
         float* to = rows.scores + int64_t{row + m} * kKeyBlock + column;
 #pragma GCC unroll 4
-        for (int i = 0; i < kTiles * kParts; ++i) {
-            Vec score = sums[m][i / kParts][i % kParts] * p.scale;
+        for (int i = 0; i < kVectors; ++i) {
+            Vec score = sums[m][i] * p.scale;
             if constexpr (sizeof(T) == 1) score *= load(k_scale + i * kWidth);
             store(to + i * kWidth, score);
         }
@@ -89,27 +127,33 @@ void score_block(const AttentionParams& p, const Rows& rows, int first_key, int 
     }
 }
 
-// Turns the first `valid` scores of a row into exponentials, the rest into zeros.
-void softmax_row(const Rows& rows, int row, int valid) {
-    float* scores = rows.scores + int64_t{row} * kKeyBlock;
-    rows.shrink[row] = 1.0f;
-    float top = rows.top[row];
-    for (int i = valid; i < kKeyBlock; ++i) scores[i] = kLowest;
-    Vec tops = splat(top);
-    for (int i = 0; i < kKeyBlock; i += kWidth) tops = max(load(scores + i), tops);
-    top = max_lane(tops);
-    if (top > rows.top[row]) {
-        rows.shrink[row] = sum(exp(splat(rows.top[row] - top))) / static_cast<float>(kWidth);
-        rows.top[row] = top;
+// Turns the scores of a block of keys into exponentials, those of keys that a row does not see into
+// zeros. Row after row, the steps of all rows between, so that none waits for another's.
+void softmax_block(const AttentionParams& p, const Rows& rows, int first_key) {
+    for (int row = 0; row < rows.count; ++row) {
+        float* scores = rows.scores + int64_t{row} * kKeyBlock;
+        const int seen = keys_seen(p, rows.first_token + row / p.group) - first_key;
+        for (int i = seen < 0 ? 0 : seen; i < kKeyBlock; ++i) scores[i] = kLowest;
+        Vec tops = splat(rows.top[row]);
+        for (int i = 0; i < kKeyBlock; i += kWidth) tops = max(load(scores + i), tops);
+        rows.shrink[row] = max_lane(tops);
     }
-    Vec total = {};
-    for (int i = 0; i < kKeyBlock; i += kWidth) {
-        const Vec score = load(scores + i);
-        const Vec e = select(score <= kLowest, Vec{}, exp(score - top));
-        store(scores + i, e);
-        total += e;
+    for (int row = 0; row < rows.count; row += kWidth) {
+        const Vec top = load(rows.shrink + row);
+        store(rows.shrink + row, exp(load(rows.top + row) - top));
+        store(rows.top + row, top);
     }
-    rows.total[row] = rows.total[row] * rows.shrink[row] + sum(total);
+    for (int row = 0; row < rows.count; ++row) {
+        float* scores = rows.scores + int64_t{row} * kKeyBlock;
+        Vec total = {};
+        for (int i = 0; i < kKeyBlock; i += kWidth) {
+            const Vec score = load(scores + i);
+            const Vec e = select(score <= kLowest, Vec{}, exp(score - rows.top[row]));
+            store(scores + i, e);
+            total += e;
+        }
+        rows.total[row] = rows.total[row] * rows.shrink[row] + sum(total);
+    }
 }
 
 // Values are codes times a scale: the weights take the scale.
@@ -132,15 +176,16 @@ void add_values(const AttentionParams& p, const Rows& rows, int row, int column,
             sums[m][i] = load(out + i * kWidth) * rows.shrink[row + m];
         }
     }
-    const float* weights = rows.scores + int64_t{row} * kKeyBlock;
-    for (int key = 0; key < count; ++key) {
-#pragma GCC unroll 2
-        for (int i = 0; i < kColumns; ++i) {
-            const Vec value = load(values + key * stride + column + i * kWidth);
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) sums[m][i] += value * weights[m * kKeyBlock + key];
+    const Number<T>* weights[M];
+    for (int m = 0; m < M; ++m) {
+        const int64_t at = int64_t{row + m} * kKeyBlock;
+        if constexpr (kRounds<T>) {
+            weights[m] = rows.rounded_weights + at;
+        } else {
+            weights[m] = rows.scores + at;
         }
     }
+    add_products(sums, weights, values + column, kWidth, stride, count);
     for (int m = 0; m < M; ++m) {
         float* out = rows.out + (row + m) * stride + column;
         for (int i = 0; i < kColumns; ++i) store(out + i * kWidth, sums[m][i]);
@@ -207,16 +252,23 @@ void attend(const AttentionParams& p, const Rows& rows) {
     const int64_t stride = round_up(p.head_dim, kLanes);
     for (int row = 0; row < rows.count; ++row) rows.top[row] = kLowest, rows.total[row] = 0;
     __builtin_memset(rows.out, 0, sizeof(float) * rows.count * stride);
+    if constexpr (kRounds<T>) {
+        Number<T>* to = rows.rounded_q;
+        for (int row = 0; row < rows.count; ++row, to += stride) {
+            round_row(query(p, rows, row), p.head_dim, to);
+        }
+    }
     const int most = keys_seen(p, last_token);
     for (int key = 0; key < most; key += kKeyBlock) {
         const int count = most - key < kKeyBlock ? most - key : kKeyBlock;
         score_block<T>(p, rows, key, count);
-        for (int row = 0; row < rows.count; ++row) {
-            const int seen = keys_seen(p, rows.first_token + row / p.group) - key;
-            softmax_row(rows, row, seen < 0 ? 0 : seen < count ? seen : count);
-        }
+        softmax_block(p, rows, key);
         if (keep) keep_last(p, rows, key);
         if constexpr (sizeof(T) == 1) scale_weights(p, rows, key, count);
+        if constexpr (kRounds<T>) {
+            Number<T>* to = rows.rounded_weights;
+            round_row(rows.scores, rows.count * kKeyBlock, to);
+        }
         value_block<T>(p, rows, key, count);
     }
     for (int row = 0; row < rows.count; ++row) {
@@ -232,7 +284,7 @@ void attend(const AttentionParams& p, const Rows& rows) {
 }  // namespace
 
 void attention(const AttentionParams& p) {
-    const int most = p.group > kRowBlock ? p.group : kRowBlock;
+    const int64_t most = attention_rows(p.group);
     const int tokens = most / p.group;
     const int64_t stride = round_up(p.head_dim, kLanes);
     const int64_t blocks = (keys_seen(p, p.num_tokens - 1) + kKeyBlock - 1) / kKeyBlock;
@@ -244,6 +296,8 @@ void attention(const AttentionParams& p) {
     rows.shrink = rows.total + most;
     rows.last = rows.shrink + most;
     rows.last_top = rows.last + p.group * blocks * kKeyBlock;
+    rows.rounded_q = reinterpret_cast<uint16_t*>(rows.last_top + p.group * blocks);
+    rows.rounded_weights = rows.rounded_q + most * stride;
     for (int first = 0; first < p.num_tokens; first += tokens) {
         const int count = p.num_tokens - first < tokens ? p.num_tokens - first : tokens;
         rows.first_token = first;

@@ -4,7 +4,9 @@
 // The cache of one KV head, C a multiple of 16 and Dp = D rounded up to 16:
 //   K (C/16, D, 16): tiles of 16 keys, so that scores need no sum across lanes
 //   V (C, Dp): zeros behind D
-// in f32, bf16 or f16, or as int8 codes with one scale for each key and one for each value.
+// in f32, bf16 or f16, or as int8 codes with one scale for each key and one for each value. All is
+// done in float32, but where the processor multiplies pairs of bf16 (level avx512_bf16 and above):
+// there a cache of bf16 is met by queries and softmax weights that are rounded to bf16.
 #pragma once
 
 #include "kernels/cpu/types.h"
@@ -32,11 +34,16 @@ struct AttentionParams {
 inline constexpr int kKeyBlock = 64;
 inline constexpr int kRowBlock = 32;  // rows (token, head) that share a pass over K and V
 
+// The rows of a pass, at most, in whole vectors.
+constexpr int64_t attention_rows(int group) {
+    return round_up(group > kRowBlock ? group : kRowBlock, kLanes);
+}
+
 // Floats of scratch memory that a call with these sizes needs.
 constexpr int64_t attention_scratch(int group, int head_dim, int64_t num_keys_last) {
-    const int64_t rows = group > kRowBlock ? group : kRowBlock;
+    const int64_t row = kKeyBlock + round_up(head_dim, kLanes);
     const int64_t blocks = (num_keys_last + kKeyBlock - 1) / kKeyBlock;
-    return rows * (kKeyBlock + round_up(head_dim, kLanes) + 4) + group * blocks * (kKeyBlock + 1);
+    return attention_rows(group) * (row + row / 2 + 4) + group * blocks * (kKeyBlock + 1);
 }
 
 }  // namespace latrt

@@ -29,7 +29,7 @@ bool tiles_granted() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-    constexpr const char* kNames[kNumIsas] = {"plain", "avx2", "avx512", "amx"};
+    constexpr const char* kNames[kNumIsas] = {"plain", "avx2", "avx512", "avx512_bf16", "amx"};
     return kNames[static_cast<int>(isa)];
 }
 
@@ -54,6 +54,8 @@ bool cpu_has(Isa isa) {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     if (isa == Isa::avx512 || !avx512) return avx512;
+    const bool bf16 = __builtin_cpu_supports("avx512bf16");
+    if (isa == Isa::avx512_bf16 || !bf16) return bf16;
     static const bool granted = tiles_granted();
     return granted;
 #else

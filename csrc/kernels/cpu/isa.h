@@ -4,12 +4,13 @@
 namespace latrt {
 
 // Ordered: a higher level needs everything that a lower one needs, and is faster.
-// `avx2` comes with FMA and F16C; `avx512` is F, BW, DQ, VL and VNNI; `amx` is its tiles of int8.
-enum class Isa : int { plain = 0, avx2 = 1, avx512 = 2, amx = 3 };
+// `avx2` comes with FMA and F16C; `avx512` is F, BW, DQ, VL and VNNI; `avx512_bf16` is BF16 too;
+// `amx` is its tiles of int8.
+enum class Isa : int { plain = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
 
-inline constexpr int kNumIsas = 4;
+inline constexpr int kNumIsas = 5;
 
-// "plain", "avx2", "avx512" or "amx".
+// "plain", "avx2", "avx512", "avx512_bf16" or "amx".
 const char* isa_name(Isa isa);
 
 // The level of that name in `isa`; false for an unknown name.

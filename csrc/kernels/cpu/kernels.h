@@ -15,6 +15,8 @@ struct Kernels {
     // With many rows, `panels_from` or more; null where `linear` is as good.
     void (*pack_rows)(const PackRowsParams&);
     void (*linear_panels[kNumWeightTypes])(const LinearParams&);
+    // What bf16 weights meet; null where they meet floats.
+    void (*round_rows)(const RoundRowsParams&);
     void (*unpack_row)(const UnpackRowParams&);
     void (*attention)(const AttentionParams&);
     void (*rms_norm)(const RmsNormParams&);

@@ -21,6 +21,7 @@ const Kernels& table() {
         nullptr,
         {},
 #endif
+        nullptr,
         portable::unpack_row,
         attention,
         rms_norm,

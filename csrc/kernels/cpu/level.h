@@ -8,6 +8,7 @@ namespace latrt::LATRT_LEVEL {
 
 void linear_f32(const LinearParams& p);
 void linear_bf16(const LinearParams& p);
+void round_rows(const RoundRowsParams& p);  // AVX-512 with BF16 alone
 void linear_int8(const LinearParams& p);
 void linear_int4(const LinearParams& p);
 void quantise(const QuantiseParams& p);

@@ -8,9 +8,11 @@
 //         4 g .. 4 g + 3 of the block, the high one to those 16 further on
 // with scales f16 for int8 and int4, weight = code * scale: (N/16, K/32, 16), or (N/16, K/128, 16)
 // where four blocks are a group that shares one (`scale_run`). Float weights meet the activations
-// as they are; int8 and int4 meet them quantised to int8 in the same groups: the products of a
-// group are summed as integers, and multiplied by both scales. Where there are many rows of them,
-// some levels want them in panels (`Kernels::pack_rows`), and answer with the same bits.
+// as they are, or rounded to bf16 if the weights are and the processor multiplies pairs of bf16
+// (`Kernels::round_rows`); int8 and int4 meet them quantised to int8 in the same groups: the
+// products of a group are summed as integers, and multiplied by both scales. Where there are many
+// rows of them, some levels want them in panels (`Kernels::pack_rows`), and answer with the same
+// bits.
 #pragma once
 
 #include "kernels/cpu/types.h"
@@ -67,6 +69,7 @@ struct LinearParams {
     bool accumulate;                     // y += instead of y =
     const PanelBlock* panels = nullptr;  // for `Kernels::linear_panels`          in
     int scale_run = 1;                   // blocks of a group: 1 or `kScaleRun`
+    const uint16_t* x_bf16 = nullptr;    // of `RoundRowsParams`; bf16 where `round_rows` is   in
 };
 
 // Rows of float to int8 codes in groups: x = code * scale, scale = max|x| / largest. A group with
@@ -81,6 +84,14 @@ struct QuantiseParams {
     int largest = 127;  // code, `largest_code`
     int scale_run = 1;
     int64_t ld_groups = 0;  // groups that rows of codes, scales and sums are apart; 0: as k has
+};
+
+// Rows of float to bf16, zeros behind K up to a multiple of 16.
+struct RoundRowsParams {
+    const float* x;  // (M, K), rows `ldx` apart   in
+    uint16_t* y;     // (M, K), rows `ldy` apart   out
+    int m, k;
+    int64_t ldx, ldy;
 };
 
 // One row of packed weights as floats: the embedding of a token.
@@ -109,6 +120,11 @@ constexpr int num_scales(int k, int scale_run) {
 // Codes of a row of activations: whole groups.
 constexpr int64_t row_codes(int k, int scale_run) {
     return int64_t{num_scales(k, scale_run)} * scale_run * kBlock;
+}
+// Numbers that rows of bf16 activations are apart: never a power of two, which would crowd all rows
+// into some lines of the caches.
+constexpr int64_t rounded_row(int k) {
+    return round_up(k, 64) + 32;
 }
 // Where block `block` of panel `panel` stands.
 constexpr int64_t panel_at(int m, int k, int panel, int block) {

@@ -1,4 +1,4 @@
-// int8 and int4 linear layers of many rows on AMX tiles; all else is the level avx512.
+// int8 and int4 linear layers of many rows on AMX tiles; all else is the level avx512_bf16.
 //
 // The products of a group of inputs are summed exactly in a tile, then scaled and added up in float
 // by vectors, in avx512's order: both levels give the same bits, so that the number of rows that
@@ -12,7 +12,7 @@
 
 namespace latrt {
 
-namespace avx512 {
+namespace avx512_bf16 {
 const Kernels& table();
 }
 
@@ -165,7 +165,7 @@ void multiply_tile(const LinearParams& p, int row, int panels, int tile) {
     for (int i = 0; i < panels; ++i) finish<kTileRows>(p, totals[i], row + i * kTileRows, tile);
 }
 
-// The rows from `row` on, of one tile of outputs, by avx512.
+// The rows from `row` on, of one tile of outputs, by vectors.
 void remaining_rows(const LinearParams& p, int row, int tile, WeightType type) {
     const int64_t groups = num_scales(p.k, p.scale_run);
     LinearParams rest = p;
@@ -173,13 +173,13 @@ void remaining_rows(const LinearParams& p, int row, int tile, WeightType type) {
     rest.x_scale += row * groups, rest.x_neg_sum += row * groups;
     rest.y += row * p.ldy, rest.m -= row;
     rest.tile_begin = tile, rest.tile_end = tile + 1;
-    avx512::table().linear[static_cast<int>(type)](rest);
+    avx512_bf16::table().linear[static_cast<int>(type)](rest);
 }
 
 template <int kBits, int kRun>
 void run(const LinearParams& p) {
     constexpr WeightType kType = kBits == 4 ? WeightType::int4 : WeightType::int8;
-    if (p.m < kTileRows) return avx512::table().linear[static_cast<int>(kType)](p);
+    if (p.m < kTileRows) return avx512_bf16::table().linear[static_cast<int>(kType)](p);
     constexpr TileShapes kShapes = shapes(kRun);
     use_tiles(kShapes);
     for (int tile = p.tile_begin; tile < p.tile_end; ++tile) {
@@ -208,7 +208,7 @@ const Kernels& table();
 
 const Kernels& table() {
     static const Kernels kTable = [] {
-        Kernels all = avx512::table();
+        Kernels all = avx512_bf16::table();
         all.isa = Isa::amx;
         all.linear[static_cast<int>(WeightType::int8)] = linear_int8;
         all.linear[static_cast<int>(WeightType::int4)] = linear_int4;

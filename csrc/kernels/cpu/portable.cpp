@@ -84,6 +84,10 @@ void write(const KvWriteParams& p) {
             const float* k = p.k + t * p.ldx + int64_t{head} * dim;
             const float* v = p.v + t * p.ldx + int64_t{head} * dim;
             T* value = value_at<T>(p.slot, head, p.first + t);
+            // Tokens may be pages apart, which the hardware does not fetch ahead.
+            for (int d = 0; d < dim + kLanes; d += kLanes) {
+                __builtin_prefetch(k + 8 * p.ldx + d), __builtin_prefetch(v + 8 * p.ldx + d);
+            }
             const int64_t at = int64_t{head} * p.slot.capacity + p.first + t;
             const auto key_of = [&](int d) { return k[d]; };
             put(key_at<T>(p.slot, head, p.first + t), kLanes, dim, key_of, p.slot.k_scale, at);

@@ -98,12 +98,23 @@ inline Vec splat(float value) {
 }
 
 inline Vec select(IntVec mask, Vec a, Vec b) {
-    return (Vec)(((IntVec)a & mask) | ((IntVec)b & ~mask));
+    return mask ? a : b;
 }
 
+// `b` where one is NaN. (GCC by itself compares and selects.)
 inline Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     return select(a > b, a, b);
-}  // b where a is NaN
+#endif
+}
+
+inline Vec min(Vec a, Vec b) {
+    return -max(-a, -b);
+}
 
 inline float sum(Vec vector) {
 #if defined(__AVX512F__)
@@ -133,7 +144,7 @@ constexpr float kRounder = 12582912.0f;
 
 // e^x, relative error 2e-7 (the polynomial is Cephes' expf); e^-87 below -87, NaN of NaN.
 inline Vec exp(Vec x) {
-    x = select(x < -87.0f, splat(-87.0f), select(x > 88.0f, splat(88.0f), x));
+    x = max(splat(-87.0f), min(splat(88.0f), x));
     const Vec shifted = x * 1.44269504088896341f + kRounder;
     const Vec n = shifted - kRounder;
     const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
