@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from build_engines.build import CheckpointWeights
-from build_engines.native import formats, write_native
+from build_engines.native import FloatFormat, formats, write_native
 from build_engines.progress import Progress
 from build_engines.quantize import Quant
 from la_trt.engines.native import WEIGHTS
@@ -21,14 +21,21 @@ from la_trt.processor.features import ImageConfig
 MAX_MODEL_LEN = 4096
 
 
-def pack(ckpt: Path, output: Path, quant: Quant, block_size: int = 32) -> None:
-    """Write the bundle directory `output`, all or nothing."""
+def pack(
+    ckpt: Path,
+    output: Path,
+    quant: Quant,
+    block_size: int = 32,
+    *,
+    dtype: FloatFormat = "float32",
+) -> None:
+    """Write the bundle directory `output`, all or nothing; `dtype`: of quant "none"."""
     source = open_checkpoint(ckpt)
     image = ImageConfig.from_directory(ckpt)
     limits = BundleLimits(
         max_model_len=MAX_MODEL_LEN, min_pixels=image.min_pixels, max_pixels=image.max_pixels
     )
-    decoder, tower = formats(quant)
+    decoder, tower = formats(quant, dtype)
     with write_bundle(
         output, config=source.config, tags={}, limits=limits, quant=quant, request={}
     ) as bundle:

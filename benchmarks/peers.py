@@ -49,6 +49,7 @@ OURS = {  # bits, weights that share a scale
     "la-trt int4 block 128": (4, 128),
     "la-trt int8": (8, 32),
     "la-trt int8 block 128": (8, 128),
+    "la-trt bf16": (16, 32),
 }
 CONTEXTS = (512, 2048)
 CHECK_IDS, CHECK_TOP, CHECK_DECODE = 64, 1000, 4
@@ -145,10 +146,11 @@ def prepare(name: str, work: Path, threads: int) -> tuple[int, Path, list[str]]:
     """(bits, model, command of the worker), all set up and made. Raises NotAvailable."""
     if name in OURS:
         bits, block_size = OURS[name]
-        model = work / f"ours_int{bits}_{block_size}"
+        quants: dict[int, Quant] = {4: "int4", 8: "int8", 16: "none"}
+        model = work / (f"ours_int{bits}_{block_size}" if bits < 16 else "ours_bf16")
         if not model.exists():
-            quant: Quant = "int4" if bits == 4 else "int8"
-            pack(checkpoint(work, peer=False), model, quant, block_size)
+            source = checkpoint(work, peer=False)
+            pack(source, model, quants[bits], block_size, dtype="bfloat16")
         return bits, model, [sys.executable, "-m", "benchmarks.peer_ours", str(model), str(threads)]
     peer = next(p for p in PEERS if p.name == name)
     python = python_of(peer, work)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from build_engines.decoder import write_decoder
-from build_engines.native import BLOCK, formats, write_native
+from build_engines.native import BLOCK, FloatFormat, formats, write_native
 from build_engines.plain import write_plain_decoder
 from build_engines.progress import Progress, ProgressCallback
 from build_engines.quantize import Quant
@@ -41,6 +41,7 @@ def build(
     *,
     quant: Quant = "none",
     block_size: int = 32,
+    dtype: FloatFormat = "float32",
     max_model_len: int | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -49,15 +50,18 @@ def build(
 ) -> None:
     """The bundle at `output`, all or nothing, from the checkpoint directory `ckpt`.
 
-    `block_size`: weights that share a scale along the input. Limits not given are the
-    checkpoint's own. `graphs`: without, it has weights for the native engine alone, and nothing is
-    run to check it. `progress(stage, done, total)`. Memory: about two float32 copies of the
-    largest tensor, then what ONNX Runtime needs to load the result.
+    `block_size`: weights that share a scale along the input. `dtype`: of weights that are not
+    quantised; bfloat16 is for the native engine alone. Limits not given are the checkpoint's own.
+    `graphs`: without, it has weights for the native engine alone, and nothing is run to check it.
+    `progress(stage, done, total)`. Memory: about two float32 copies of the largest tensor, then
+    what ONNX Runtime needs to load the result.
     Raises UsageError, CheckpointError, MachineError, GateError (E_SELF_CHECK).
     """
     check_options(quant, block_size)
     if not graphs and not _fits_native(quant, block_size):
         raise UsageError(f"block_size {block_size}: the native engine takes multiples of {BLOCK}")
+    if dtype != "float32" and (graphs or quant != "none"):
+        raise UsageError(f"dtype {dtype}: only the native engine has it, for quant none")
     source = open_source(ckpt, progress)
     config = source.config
     image = image_config(ckpt, config.vision.patch_size, min_pixels, max_pixels)
@@ -65,6 +69,7 @@ def build(
     request = {
         "quant": quant,
         "block_size": block_size,
+        "dtype": None if dtype == "float32" else dtype,
         "max_model_len": max_model_len,
         "min_pixels": min_pixels,
         "max_pixels": max_pixels,
@@ -84,7 +89,7 @@ def build(
         if graphs:
             _write_graphs(bundle, weights, source, quant, block_size, count)
         count.begin("native weights")
-        _write_native(bundle, weights, source, quant, block_size, count)
+        _write_native(bundle, weights, source, quant, block_size, dtype, count)
         if graphs:
             count.begin("self-check")
             _check_graphs(bundle, source.config, count)
@@ -155,13 +160,14 @@ def _write_native(
     source: Checkpoint,
     quant: Quant,
     block_size: int,
+    dtype: FloatFormat,
     count: Progress,
 ) -> None:
     """Pack the weights for the native engine, whose kernels know no blocks of 16."""
     if not _fits_native(quant, block_size):
         count.advance()
         return
-    decoder, tower = formats(quant)
+    decoder, tower = formats(quant, dtype)
     path = bundle.path(WEIGHTS)
     write_native(
         path,

@@ -26,7 +26,8 @@ from la_trt.config import ModelConfig
 from la_trt.errors import CheckpointError
 from la_trt.files.safetensors_writer import TensorSource, write_safetensors
 
-Format = Literal["float32", "bfloat16", "int8", "int4"]
+FloatFormat = Literal["float32", "bfloat16"]
+Format = Literal[FloatFormat, "int8", "int4"]
 LANES, BLOCK = 16, 32
 LAYOUT = "1"
 _ROWS_AT_ONCE_BYTES = 4 << 20
@@ -43,10 +44,10 @@ class MatrixSpec:
     tower: bool = False
 
 
-def formats(quant: Quant) -> tuple[Format, Format]:
+def formats(quant: Quant, dtype: FloatFormat = "float32") -> tuple[Format, Format]:
     """(decoder, vision tower): a quantised tower is int8, as in the ONNX graph."""
     if quant == "none":
-        return "float32", "float32"
+        return dtype, dtype
     return quant, "int8"
 
 

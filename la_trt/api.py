@@ -291,6 +291,11 @@ def _open_bundle(
         backend = "native" if is_native(bundle) else "onnx"
         if backend == "native":
             options = {k: v for k, v in options.items() if k not in _ONNX_ALONE}
+        elif "kv_dtype" in options:
+            raise UsageError(
+                "kv_dtype: the native engine, which has it, cannot run this bundle here\n"
+                "leave it out: ONNX Runtime keeps float32"
+            )
     engine = _bundle_engine(backend)(bundle, **options)
     return engine, processor, end_tokens(bundle.config, processor, bundle.path)
 

@@ -10,6 +10,7 @@ MIB = 1 << 20
 MAX_THREADS = 1024  # of an engine
 DEFAULT_MAX_TOKENS = 512  # of an answer, where nobody says
 MAX_SPECULATE = 16  # tokens guessed ahead in a step
+KV_DTYPES = ("float32", "bfloat16", "float16", "int8")  # of the native engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,6 +210,7 @@ def _asked(
         "model": fingerprint(source.engine or source.ckpt or shipped()),
         "backend": source.backend,
         "max_model_len": source.max_model_len,
+        **({} if source.kv_dtype is None else {"kv_dtype": source.kv_dtype}),
         "policy": settings["policy"].to_dict(),
         **plain,
     }

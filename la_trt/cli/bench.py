@@ -79,6 +79,7 @@ def command(
     backend: str,
     threads: int | None,
     max_model_len: int | None,
+    kv_dtype: str | None,
     images: tuple[Path, ...],
     prompt: str,
     policies: tuple[str, ...],
@@ -101,7 +102,12 @@ def command(
     from la_trt.cli.measure import measure, sample_image
 
     source = Source(
-        engine=engine, ckpt=ckpt, backend=backend, threads=threads, max_model_len=max_model_len
+        engine=engine,
+        ckpt=ckpt,
+        backend=backend,
+        threads=threads,
+        max_model_len=max_model_len,
+        kv_dtype=kv_dtype,
     )
     if plot is not None:
         check_picture(plot, "--plot")

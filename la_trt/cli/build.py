@@ -63,8 +63,8 @@ from la_trt.errors import UsageError
 @click.option(
     "--dtype",
     type=click.Choice(["fp16", "bf16"]),
-    help="Activations, and weights that are not quantised; bf16 from SM 80. TensorRT alone.  "
-    "[default: fp16]",
+    help="Weights that are not quantised. TensorRT: activations too; bf16 from SM 80.  [default: "
+    "fp16]. native: bf16, for --quant none.  [default: float32]",
 )
 @click.option(
     "--kv-dtype",
@@ -141,9 +141,14 @@ def command(
             }
             _build_tensorrt(ckpt, output, quant, sms, given, limits, progress)
         else:
-            _refuse_tensorrt_options(sms=sms, dtype=dtype, kv_dtype=kv_dtype, max_batch=max_batch)
-            block, graphs = _number(block_size) or 32, backend == "onnx"
-            _build_cpu(ckpt, output, quant, block, limits, progress, graphs=graphs)
+            _refuse_tensorrt_options(sms=sms, kv_dtype=kv_dtype, max_batch=max_batch)
+            _refuse_dtype(backend, quant, dtype)
+            options = {
+                "block_size": _number(block_size) or 32,
+                "dtype": "float32" if dtype is None else "bfloat16",
+                "graphs": backend == "onnx",
+            }
+            _build_cpu(ckpt, output, quant, {**options, **limits}, progress)
     seconds = time.perf_counter() - started
     size = sum(p.stat().st_size for p in output.rglob("*") if p.is_file())
     click.echo(f"{output}: bundle of {size / 2**20:.1f} MiB, quant {quant}, in {seconds:.1f} s")
@@ -156,17 +161,13 @@ def command(
 def _build_cpu(
     ckpt: Path,
     output: Path,
-    quant: str,
-    block_size: int,
-    limits: Mapping[str, int | None],
+    quant: Any,
+    options: Mapping[str, Any],
     progress: ProgressCallback | None,
-    *,
-    graphs: bool,
 ) -> None:
     from build_engines.build import build
 
-    options: dict[str, Any] = {"quant": quant, "block_size": block_size, "graphs": graphs, **limits}
-    build(ckpt, output, progress=progress, **options)
+    build(ckpt, output, quant=quant, progress=progress, **options)
 
 
 def _build_tensorrt(
@@ -197,6 +198,19 @@ def _refuse_tensorrt_options(**given: Any) -> None:
         if value:
             flag = {"sms": "--sm"}.get(name, f"--{name.replace('_', '-')}")
             raise UsageError(f"{flag} is for TensorRT engines\nadd --backend tensorrt")
+
+
+def _refuse_dtype(backend: str, quant: str, dtype: str | None) -> None:
+    if dtype is None:
+        return
+    if backend == "onnx":
+        raise UsageError(
+            "--dtype is for TensorRT engines and the native one\nadd --backend tensorrt or native"
+        )
+    if dtype != "bf16":
+        raise UsageError(f"--dtype {dtype}: the native engine has none\ngive --dtype bf16")
+    if quant != "none":
+        raise UsageError(f"--dtype has no effect on --quant {quant}\nleave one of them out")
 
 
 def _refuse_block_size(backend: str, quant: str, block_size: str | None) -> None:

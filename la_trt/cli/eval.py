@@ -230,7 +230,12 @@ def _settings(
             **special,
             "instruction": data.instruction,
             "model": fingerprint(path),
-            "engine": {"name": engine.name, "dtype": engine.dtype, "max_len": engine.max_len},
+            "engine": {
+                "name": engine.name,
+                "dtype": engine.dtype,
+                "max_len": engine.max_len,
+                **({} if source.kv_dtype is None else {"kv_dtype": source.kv_dtype}),
+            },
             "policy": options.policy.to_dict(),
             "sampling": asdict(options.sampling),
             "max_tokens": options.max_tokens,

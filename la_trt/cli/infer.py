@@ -94,6 +94,7 @@ def command(
     backend: str,
     threads: int | None,
     max_model_len: int | None,
+    kv_dtype: str | None,
     speculate: int,
     images: tuple[Path, ...],
     prompt: str,
@@ -117,6 +118,7 @@ def command(
         backend=backend,
         threads=threads,
         max_model_len=max_model_len,
+        kv_dtype=kv_dtype,
         speculate=speculate,
     )
     most = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens

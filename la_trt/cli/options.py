@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from la_trt.errors import InputError
-from la_trt.limits import MAX_SPECULATE, MAX_THREADS, Limits
+from la_trt.limits import KV_DTYPES, MAX_SPECULATE, MAX_THREADS, Limits
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,6 +130,13 @@ def source_options(function: Callable[P, R]) -> Callable[P, R]:
                 type=click.IntRange(min=1),
                 metavar="N",
                 help="Tokens of context to make room for.  [default: the bundle's, at most 8192]",
+            ),
+            click.option(
+                "--kv-dtype",
+                type=click.Choice(KV_DTYPES),
+                help="KV cache of the native engine: two bytes a number are half the memory and "
+                "faster behind long contexts, int8 (with a scale a row) a quarter.  "
+                "[default: float32]",
             ),
         )
     ):

@@ -164,6 +164,7 @@ def command(
     backend: str,
     threads: int | None,
     max_model_len: int | None,
+    kv_dtype: str | None,
     speculate: int,
     max_batch: int,
     log_level: str,
@@ -191,6 +192,7 @@ def command(
         backend=backend,
         threads=threads,
         max_model_len=max_model_len,
+        kv_dtype=kv_dtype,
         max_batch=max_batch,
         speculate=speculate,
     )

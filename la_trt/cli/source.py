@@ -34,6 +34,7 @@ class Source:
     backend: str = "auto"
     threads: int | None = None
     max_model_len: int | None = None
+    kv_dtype: str | None = None
     max_batch: int = 1
     speculate: int = 0
 
@@ -66,6 +67,12 @@ class Source:
                 "leave --speculate out, or build a bundle and run that"
             )
 
+        if self.kv_dtype is not None and (self.runs_torch or self.backend in ("onnx", "tensorrt")):
+            raise UsageError(
+                "--kv-dtype is for the native engine\n"
+                "leave it out, or run a bundle with --backend native"
+            )
+
     @property
     def runs_torch(self) -> bool:
         """Whether the torch engine is to run."""
@@ -83,6 +90,8 @@ class Source:
             options["threads"] = self.threads
         if self.max_model_len is not None:
             options["max_len"] = self.max_model_len
+        if self.kv_dtype is not None:
+            options["kv_dtype"] = self.kv_dtype
         if self.runs_torch:
             return LookAgain.from_checkpoint(self.ckpt or shipped(), limits=limits, **options)
         options["backend"], options["speculate"] = self.backend, self.speculate

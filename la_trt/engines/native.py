@@ -28,10 +28,10 @@ from la_trt.errors import BundleError, MachineError, UsageError
 from la_trt.files.bundle import NATIVE_WEIGHTS, Bundle
 from la_trt.files.manifest import REBUILD
 from la_trt.files.safetensors import SafetensorsFile
+from la_trt.limits import KV_DTYPES
 
 LAYOUT = "1"
 WEIGHTS = NATIVE_WEIGHTS
-KV_DTYPES = ("float32", "bfloat16", "float16", "int8")
 DRAFT_ROWS = 4  # beyond these a step takes longer by as much as it answers more
 _TOKENS_AT_ONCE = 256
 

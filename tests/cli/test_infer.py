@@ -125,6 +125,20 @@ def test_guesses_change_no_answer(cli: RunCli, reflecting: Path, picture: Path) 
     assert re.search(r"guesses +4 tokens, 4 came true", guessed.err), guessed.err
 
 
+@needs_native
+def test_bf16_weights_and_cache(cli: RunCli, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    call = ("build", "--ckpt", tiny_checkpoint, "--output", output, "--backend", "native")
+    assert cli(*call, "--dtype", "bf16").code == 0
+    assert "dtype bfloat16" in cli("info", output).out
+    run = ("bench", "--engine", output, "--runs", 1, "--warmup", 0, "--max-tokens", 2, "--json")
+    engines = [
+        json.loads(cli(*run, *flags).out)["engine"] for flags in ((), ("--kv-dtype", "bfloat16"))
+    ]
+    assert [engine["dtype"] for engine in engines] == ["bfloat16"] * 2
+    assert [engine["kv_dtype"] for engine in engines] == ["float32", "bfloat16"]
+
+
 def test_guesses_without_effect_are_told_of(
     cli: RunCli, reflecting: Path, tiny_checkpoint: Path, picture: Path
 ) -> None:

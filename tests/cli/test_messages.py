@@ -18,7 +18,7 @@ import la_trt.cli.app as app_module
 from build_engines.build import build
 from la_trt.cli import bench_report, checks, infer, options, terminal
 from la_trt.cli.app import run
-from la_trt.errors import MachineError
+from la_trt.errors import MachineError, UsageError
 from la_trt.events import TokenEvent
 from la_trt.files import atomic
 from la_trt.offline import journal
@@ -182,6 +182,24 @@ def test_block_size_without_codes(cli: RunCli, tiny_checkpoint: Path, tmp_path: 
     assert_refused(cli(*call), 2, "E_USAGE", "--block-size", "--quant int8 or int4")
     many = cli(*call, "--backend", "tensorrt", "--quant", "int8", "--sm", 89)
     assert_refused(many, 2, "E_USAGE", "--block-size", "add --quant int4")
+
+
+def test_dtypes_of_other_engines(cli: RunCli, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    call = ("build", "--ckpt", tiny_checkpoint, "--output", tmp_path / "x", "--dtype")
+    assert_refused(cli(*call, "bf16"), 2, "E_USAGE", "--dtype", "add --backend tensorrt or native")
+    native = cli(*call, "fp16", "--backend", "native")
+    assert_refused(native, 2, "E_USAGE", "--dtype fp16", "give --dtype bf16")
+    codes = cli(*call, "bf16", "--backend", "native", "--quant", "int8")
+    assert_refused(codes, 2, "E_USAGE", "--dtype has no effect on --quant int8")
+    with pytest.raises(UsageError, match="only the native engine"):
+        build(tiny_checkpoint, tmp_path / "x", dtype="bfloat16")
+    assert not (tmp_path / "x").exists()
+    cache = ("infer", *ASK, "--kv-dtype", "bfloat16")
+    for other in (("--ckpt", tiny_checkpoint), ("--backend", "onnx")):
+        assert_refused(cli(*cache, *other), 2, "E_USAGE", "--kv-dtype is for the native engine")
+    build(tiny_checkpoint, tmp_path / "onnx", quant="int8", block_size=16)
+    outcome = cli(*cache, "--engine", tmp_path / "onnx")
+    assert_refused(outcome, 2, "E_USAGE", "kv_dtype: the native engine", "ONNX Runtime")
 
 
 def test_a_bundle_that_is_not_there_or_of_another_backend(

@@ -15,9 +15,10 @@ from build_engines.native import Format
 from la_trt import LookAgain
 from la_trt.assets import TINY_CHECKPOINT
 from la_trt.engines.base import Engine
-from la_trt.engines.native import KV_DTYPES, NativeEngine, load_module
+from la_trt.engines.native import NativeEngine, load_module
 from la_trt.engines.torch import TorchEngine
 from la_trt.errors import BundleError, UsageError
+from la_trt.limits import KV_DTYPES
 from la_trt.lookworld import WorldConfig, sample
 from la_trt.model import QwenVL
 from tests.engines.conformance import EngineConformance, MakeEngine
