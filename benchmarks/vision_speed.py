@@ -1,4 +1,4 @@
-"""The 3B vision tower on the CPU: the native engine (int8, blocks of 32 and of 128) beside
+"""The 3B vision tower on the CPU: the native engine (int8, blocks of 32 and of 128; bf16) beside
 transformers (bf16, float32).
 
     python benchmarks/vision_speed.py [--work DIR] [--side 448] [--rounds 7] [--name NAME]
@@ -27,10 +27,15 @@ from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import PEERS, ROOT, python_of
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.report import describe_machine, publish
+from build_engines.quantize import Quant
 from la_trt.config import VisionConfig
 
 SCRIPT = "benchmarks/peer_vision.py"
-OURS = {"la-trt int8": 32, "la-trt int8 block 128": 128}  # weights that share a scale
+OURS: dict[str, tuple[Quant, int]] = {  # how weights are quantised, and how many share a scale
+    "la-trt int8": ("int8", 32),
+    "la-trt int8 block 128": ("int8", 128),
+    "la-trt bf16": ("none", 32),
+}
 REFERENCE = "transformers float32"
 DTYPES = {"transformers bf16": "bfloat16", REFERENCE: "float32"}
 
@@ -62,10 +67,10 @@ def main(work: Path, side: int, threads: int, rounds: int, max_error: float, nam
     peer = next(p for p in PEERS if p.environment == "transformers")
     python = python_of(peer, work)
     workers = {}
-    for ours, block_size in OURS.items():
-        bundle = work / f"tower_int8_{block_size}"
+    for ours, (quant, block_size) in OURS.items():
+        bundle = work / (f"tower_int8_{block_size}" if quant == "int8" else "tower_bf16")
         if not bundle.exists():
-            pack(ckpt, bundle, "int8", block_size)
+            pack(ckpt, bundle, quant, block_size, dtype="bfloat16")
         workers[ours] = Worker(sys.executable, SCRIPT, "ours", str(bundle), str(threads))
     for theirs, dtype in DTYPES.items():
         workers[theirs] = Worker(python, SCRIPT, dtype, str(ckpt), str(threads))
