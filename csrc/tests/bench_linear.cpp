@@ -54,6 +54,25 @@ __attribute__((target("avx512f,avx512vnni"))) int dot_products() {
     return total;
 }
 
+// Sums of pairs of bf16: half of a dot product's operations.
+__attribute__((target("avx512f,avx512bf16"))) float pair_products() {
+    __m512 sums[kChains];
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) sums[j] = _mm512_setzero_ps();
+    const auto ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    for (int i = 0; i < kDotSteps; ++i) {
+#pragma GCC unroll 12
+        for (int j = 0; j < kChains; ++j) {
+            sums[j] = _mm512_dpbf16_ps(sums[j], ones, ones);
+            asm volatile("" : "+v"(sums[j]));
+        }
+    }
+    float total = 0;
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) total += _mm512_cvtss_f32(sums[j]);
+    return total;
+}
+
 // Products of bytes added up in 16 bits, which AVX2 has in the place of dot products: weights of 4
 // bits leave room for it, those of 8 take two.
 __attribute__((target("avx2"))) int byte_products() {
@@ -162,6 +181,17 @@ int main(int argc, char** argv) {
                                pool->run(threads, [&](int task, int) {
                                    const int total = dots ? dot_products() : byte_products();
                                    sums[size_t(task) * 8] += uint64_t(total);
+                               });
+                           },
+                           {}});
+    }
+    if (cpu_has(Isa::avx512_bf16)) {
+        entries.push_back({"bf16 products",
+                           0,
+                           32.0 * kChains * kDotSteps * threads,
+                           [&](int) {
+                               pool->run(threads, [&](int task, int) {
+                                   sums[size_t(task) * 8] += uint64_t(pair_products());
                                });
                            },
                            {}});

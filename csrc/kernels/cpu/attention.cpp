@@ -128,7 +128,7 @@ void score_block(const AttentionParams& p, const Rows& rows, int first_key, int 
 }
 
 // Turns the scores of a block of keys into exponentials, those of keys that a row does not see into
-// zeros. Row after row, the steps of all rows between, so that none waits for another's.
+// zeros. In three passes over the rows: in one, a row would wait for its largest score.
 void softmax_block(const AttentionParams& p, const Rows& rows, int first_key) {
     for (int row = 0; row < rows.count; ++row) {
         float* scores = rows.scores + int64_t{row} * kKeyBlock;
