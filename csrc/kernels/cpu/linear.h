@@ -69,7 +69,8 @@ struct LinearParams {
     bool accumulate;                     // y += instead of y =
     const PanelBlock* panels = nullptr;  // for `Kernels::linear_panels`          in
     int scale_run = 1;                   // blocks of a group: 1 or `kScaleRun`
-    const uint16_t* x_bf16 = nullptr;    // of `RoundRowsParams`; bf16 where `round_rows` is   in
+    // (M, K) as `Kernels::round_rows` writes them, rows `rounded_row(K)` apart; bf16      in
+    const uint16_t* x_bf16 = nullptr;
 };
 
 // Rows of float to int8 codes in groups: x = code * scale, scale = max|x| / largest. A group with
