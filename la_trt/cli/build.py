@@ -63,13 +63,14 @@ from la_trt.errors import UsageError
 @click.option(
     "--dtype",
     type=click.Choice(["fp16", "bf16"]),
-    help="Weights that are not quantised. TensorRT: activations too; bf16 from SM 80.  [default: "
-    "fp16]. native: bf16, for --quant none.  [default: float32]",
+    help="Weights that are not quantised. tensorrt: activations too; bf16 from SM 80. native: "
+    "bf16, with --quant none.  [default: with tensorrt fp16, else float32]",
 )
 @click.option(
     "--kv-dtype",
     type=click.Choice(["int8", "fp8"]),
-    help="KV cache as codes with a scale for each row. TensorRT alone.  [default: --dtype]",
+    help="KV cache as codes with a scale for each row. TensorRT alone (the native engine takes its "
+    "--kv-dtype where it runs).  [default: --dtype]",
 )
 @click.option(
     "--max-batch",
@@ -197,7 +198,8 @@ def _refuse_tensorrt_options(**given: Any) -> None:
     for name, value in given.items():
         if value:
             flag = {"sms": "--sm"}.get(name, f"--{name.replace('_', '-')}")
-            raise UsageError(f"{flag} is for TensorRT engines\nadd --backend tensorrt")
+            later = ", or give it to what runs the bundle" if name == "kv_dtype" else ""
+            raise UsageError(f"{flag} is for TensorRT engines\nadd --backend tensorrt{later}")
 
 
 def _refuse_dtype(backend: str, quant: str, dtype: str | None) -> None:

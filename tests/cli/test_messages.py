@@ -189,16 +189,18 @@ def test_dtypes_of_other_engines(cli: RunCli, tiny_checkpoint: Path, tmp_path: P
     assert_refused(cli(*call, "bf16"), 2, "E_USAGE", "--dtype", "add --backend tensorrt or native")
     native = cli(*call, "fp16", "--backend", "native")
     assert_refused(native, 2, "E_USAGE", "--dtype fp16", "give --dtype bf16")
+    cache = cli(*call[:-1], "--kv-dtype", "int8")
+    assert_refused(cache, 2, "E_USAGE", "--kv-dtype", "or give it to what runs the bundle")
     codes = cli(*call, "bf16", "--backend", "native", "--quant", "int8")
     assert_refused(codes, 2, "E_USAGE", "--dtype has no effect on --quant int8")
     with pytest.raises(UsageError, match="only the native engine"):
         build(tiny_checkpoint, tmp_path / "x", dtype="bfloat16")
     assert not (tmp_path / "x").exists()
-    cache = ("infer", *ASK, "--kv-dtype", "bfloat16")
+    ask = ("infer", *ASK, "--kv-dtype", "bfloat16")
     for other in (("--ckpt", tiny_checkpoint), ("--backend", "onnx")):
-        assert_refused(cli(*cache, *other), 2, "E_USAGE", "--kv-dtype is for the native engine")
+        assert_refused(cli(*ask, *other), 2, "E_USAGE", "--kv-dtype is for the native engine")
     build(tiny_checkpoint, tmp_path / "onnx", quant="int8", block_size=16)
-    outcome = cli(*cache, "--engine", tmp_path / "onnx")
+    outcome = cli(*ask, "--engine", tmp_path / "onnx")
     assert_refused(outcome, 2, "E_USAGE", "kv_dtype: the native engine", "ONNX Runtime")
 
 
