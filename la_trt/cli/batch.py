@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -139,7 +139,7 @@ _CHUNKS_OF_BATCHES = 4
 @limit_options(IMAGE_LIMITS | STOP_LIMITS)
 @debug_option
 @click.pass_context
-def command(ctx: click.Context, /, limits: Limits, **flags: Any) -> None:
+def command(ctx: click.Context, /, source: Source, limits: Limits, **flags: Any) -> None:
     """Answer a file of questions into a file of answers.
 
     Every row gets exactly one line: its answer, or why it was refused. A killed run goes on where
@@ -150,10 +150,9 @@ def command(ctx: click.Context, /, limits: Limits, **flags: Any) -> None:
     from la_trt.reattention.policy import preset
 
     _check_executor(ctx, flags)
-    named = {field.name: flags[field.name] for field in fields(Source) if field.name in flags}
-    if flags["executor"] == "ray" and flags["backend"] != "tensorrt":
-        named["threads"] = flags["threads"] or 1
-    source = Source(**named)
+    source = replace(source, max_batch=flags["max_batch"])
+    if flags["executor"] == "ray" and source.backend != "tensorrt":
+        source = replace(source, threads=source.threads or 1)
     check_output(flags["output"], resume=flags["resume"], source=flags["source_file"])
     if flags["images"] is not None and not flags["images"].is_dir():
         raise UsageError(f"--images {flags['images']}: no such directory")
@@ -168,7 +167,7 @@ def command(ctx: click.Context, /, limits: Limits, **flags: Any) -> None:
         num_before = len(journal.records)
         note(f"la-trt: {num_before} of {rows.num_rows} rows are answered already")
         work = _work(source, rows, journal, settings, flags, limits=limits, mass=mass)
-        _answer(work, rows, journal, flags)
+        _answer(work, source, rows, journal, flags)
         journal.publish(rows.numbers())
     ctx.obj.kept = ""
     seconds = time.perf_counter() - started
@@ -243,12 +242,14 @@ def _work(
     )
 
 
-def _answer(work: Work, rows: BatchInput, journal: Journal, flags: dict[str, Any]) -> None:
+def _answer(
+    work: Work, source: Source, rows: BatchInput, journal: Journal, flags: dict[str, Any]
+) -> None:
     """Every row has its record in the journal when this returns."""
     from la_trt.offline.answer import refused
 
     with progress_bar("answering") as progress:
-        for records in _records(work, flags) if len(work.spans) else ():
+        for records in _records(work, source, flags) if len(work.spans) else ():
             journal.append(records)
             progress(f"{journal.num_refused} refused", len(journal.records), rows.num_rows)
     # Last: a run whose model does not open leaves nothing that binds the next one.
@@ -259,17 +260,17 @@ def _answer(work: Work, rows: BatchInput, journal: Journal, flags: dict[str, Any
     assert len(journal.records) == rows.num_rows, "rows without a record"
 
 
-def _records(work: Work, flags: dict[str, Any]) -> Iterator[list[Record]]:
+def _records(work: Work, source: Source, flags: dict[str, Any]) -> Iterator[list[Record]]:
     from la_trt.offline.executors import RayOptions, run_local, run_on_ray
 
     if flags["executor"] == "local":
         return run_local(work)
-    if flags["engine"] is None and flags["ckpt"] is None:
+    if source.engine is None and source.ckpt is None:
         shipped_bundle()  # built once, not by every worker
     options = RayOptions(
         address=flags["ray_address"],
         num_workers=flags["workers"] or 1,
-        cpus=flags["threads"] or 1,
+        cpus=source.threads or 1,
         gpus=flags["worker_gpus"] or 0.0,
     )
     return run_on_ray(work, options)

@@ -74,12 +74,7 @@ DEFAULT_MAX_TOKENS = 256
 @limit_options(IMAGE_LIMITS)
 @debug_option
 def command(
-    engine: Path | None,
-    ckpt: Path | None,
-    backend: str,
-    threads: int | None,
-    max_model_len: int | None,
-    kv_dtype: str | None,
+    source: Source,
     images: tuple[Path, ...],
     prompt: str,
     policies: tuple[str, ...],
@@ -101,14 +96,6 @@ def command(
     from la_trt.cli import bench_report
     from la_trt.cli.measure import measure, sample_image
 
-    source = Source(
-        engine=engine,
-        ckpt=ckpt,
-        backend=backend,
-        threads=threads,
-        max_model_len=max_model_len,
-        kv_dtype=kv_dtype,
-    )
     if plot is not None:
         check_picture(plot, "--plot")
     most = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens

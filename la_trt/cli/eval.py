@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,7 @@ _MAX_TOKENS = 1024  # the paper's longest answer
 def command(
     ctx: click.Context,
     /,
+    source: Source,
     limits: Limits,
     **flags: Any,
 ) -> None:
@@ -101,8 +102,7 @@ def command(
     check_flags(ctx)
     from la_trt.eval.report import report_table
 
-    named = {field.name: flags[field.name] for field in fields(Source) if field.name in flags}
-    source = Source(**named, max_batch=flags["batch"])
+    source = replace(source, max_batch=flags["batch"])
     if flags["resume"]:
         ctx.obj.kept = str(flags["output"])
     report = _evaluate(source, limits, flags)

@@ -89,12 +89,7 @@ if TYPE_CHECKING:
 @limit_options(IMAGE_LIMITS | STOP_LIMITS)
 @debug_option
 def command(
-    engine: Path | None,
-    ckpt: Path | None,
-    backend: str,
-    threads: int | None,
-    max_model_len: int | None,
-    kv_dtype: str | None,
+    source: Source,
     speculate: int,
     images: tuple[Path, ...],
     prompt: str,
@@ -112,15 +107,7 @@ def command(
     """
     from la_trt.api import make_options
 
-    source = Source(
-        engine=engine,
-        ckpt=ckpt,
-        backend=backend,
-        threads=threads,
-        max_model_len=max_model_len,
-        kv_dtype=kv_dtype,
-        speculate=speculate,
-    )
+    source = replace(source, speculate=speculate)
     most = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
     options = make_options(**generation, max_tokens=most, masses=heatmap is not None)
     options.check(limits)

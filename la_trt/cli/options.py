@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from la_trt.cli.source import Source
 from la_trt.errors import InputError
 from la_trt.limits import KV_DTYPES, MAX_SPECULATE, MAX_THREADS, Limits
 
@@ -94,8 +95,15 @@ def limit_options(names: dict[str, str]) -> Callable[[Callable[..., R]], Callabl
     return decorate
 
 
-def source_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Which model runs, and on what."""
+def source_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Which model runs, and on what: the command gets `source=Source(...)`."""
+    names = ("engine", "ckpt", "backend", "threads", "max_model_len", "kv_dtype")
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> R:
+        source = Source(**{name: kwargs.pop(name) for name in names})
+        return function(*args, source=source, **kwargs)
+
     for option in reversed(
         (
             click.option(
@@ -140,8 +148,8 @@ def source_options(function: Callable[P, R]) -> Callable[P, R]:
             ),
         )
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 def speculate_option(function: Callable[P, R]) -> Callable[P, R]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +160,7 @@ _SECONDS = FiniteRange(min=0, min_open=True)
 @limit_options(IMAGE_LIMITS | STOP_LIMITS | _REFLECTIONS)
 @debug_option
 def command(
-    engine: Path | None,
-    ckpt: Path | None,
-    backend: str,
-    threads: int | None,
-    max_model_len: int | None,
-    kv_dtype: str | None,
+    source: Source,
     speculate: int,
     max_batch: int,
     log_level: str,
@@ -186,16 +182,7 @@ def command(
             f"the server needs {error.name}, which is not installed\ninstall la-trt[serve]",
             name="E_NO_SERVE",
         ) from None
-    source = Source(
-        engine=engine,
-        ckpt=ckpt,
-        backend=backend,
-        threads=threads,
-        max_model_len=max_model_len,
-        kv_dtype=kv_dtype,
-        max_batch=max_batch,
-        speculate=speculate,
-    )
+    source = replace(source, max_batch=max_batch, speculate=speculate)
     settings = _settings(source, **flags)
     open_log(log_level)
     # The engine's thread takes over from the one that answers soon after its kernels return.
