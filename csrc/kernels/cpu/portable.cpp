@@ -76,6 +76,8 @@ T* value_at(const KvSlot& slot, int head, int64_t position) {
     return static_cast<T*>(slot.v) + (int64_t{head} * slot.capacity + position) * stride;
 }
 
+constexpr int kAhead = 8;  // tokens that are fetched before they are written
+
 template <class T>
 void write(const KvWriteParams& p) {
     const int dim = p.slot.head_dim, padded = static_cast<int>(round_up(dim, kLanes));
@@ -85,8 +87,9 @@ void write(const KvWriteParams& p) {
             const float* v = p.v + t * p.ldx + int64_t{head} * dim;
             T* value = value_at<T>(p.slot, head, p.first + t);
             // Tokens may be pages apart, which the hardware does not fetch ahead.
-            for (int d = 0; d < dim + kLanes; d += kLanes) {
-                __builtin_prefetch(k + 8 * p.ldx + d), __builtin_prefetch(v + 8 * p.ldx + d);
+            for (int d = 0; t + kAhead < p.num_tokens && d < dim; d += kLanes) {
+                const int64_t next = kAhead * p.ldx + d;
+                __builtin_prefetch(k + next), __builtin_prefetch(v + next);
             }
             const int64_t at = int64_t{head} * p.slot.capacity + p.first + t;
             const auto key_of = [&](int d) { return k[d]; };

@@ -113,7 +113,7 @@ inline Vec max(Vec a, Vec b) {
 }
 
 inline Vec min(Vec a, Vec b) {
-    return -max(-a, -b);
+    return select(a < b, a, b);
 }
 
 inline float sum(Vec vector) {
