@@ -34,6 +34,7 @@ class GatedEngine:
         self._open = threading.Event()
         self._open.set()
         self.num_steps = 0
+        self.pause_s = 0.0  # before every step
         self.num_vision = 0
         self.fail_next: Exception | None = None
         self.fail_after = 0  # steps that still go well before `fail_next`
@@ -59,6 +60,7 @@ class GatedEngine:
             failure, self.fail_next = self.fail_next, None
             raise failure
         self.num_steps += 1
+        time.sleep(self.pause_s)
         return self._engine.forward(step)
 
 
