@@ -36,10 +36,7 @@ const Kernels& kernels_named(const std::string& name) {
 }
 
 KvType kv_type_named(const std::string& name) {
-    constexpr const char* kNames[kNumKvTypes] = {"float32", "bfloat16", "float16", "int8"};
-    for (int i = 0; i < kNumKvTypes; ++i) {
-        if (name == kNames[i]) return static_cast<KvType>(i);
-    }
+    if (const auto type = parse_kv_type(name)) return *type;
     throw nb::value_error(("kv_dtype: unknown type " + name).c_str());
 }
 

@@ -194,7 +194,7 @@ const char* latrt_version(void) {
 }
 
 void latrt_model_options_init(latrt_model_options* options) {
-    if (options) *options = {"auto", 0, 0, 0, 0};
+    if (options) *options = {"auto", 0, 0, "auto", 0};
 }
 
 latrt_status latrt_open(const char* bundle, const latrt_model_options* options,
@@ -208,10 +208,12 @@ latrt_status latrt_open(const char* bundle, const latrt_model_options* options,
         require(o.threads >= 0 && o.threads <= kMaxThreads,
                 "threads: expected 0 (all that the process may use) to 1024");
         require(!o.isa || *o.isa, "isa: empty");
+        require(!o.kv_dtype || *o.kv_dtype, "kv_dtype: empty");
         latrt::ModelOptions made;
         made.isa = o.isa ? o.isa : "auto";
         made.threads = o.threads, made.max_len = o.max_len;
-        made.bf16_kv = o.bf16_kv != 0, made.verify = o.skip_verify == 0;
+        made.kv_dtype = o.kv_dtype ? o.kv_dtype : "auto";
+        made.verify = o.skip_verify == 0;
         *model = new latrt_model{std::make_shared<const latrt::Model>(bundle, made)};
     });
 }
@@ -226,6 +228,7 @@ latrt_status latrt_model_get_info(const latrt_model* model, latrt_model_info* in
         const latrt::Model& m = *model->model;
         *info = {m.isa(),
                  m.dtype().c_str(),
+                 m.kv_dtype(),
                  m.max_len(),
                  m.config().decoder.vocab_size,
                  m.config().patch_size,

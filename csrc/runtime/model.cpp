@@ -32,6 +32,14 @@ const Kernels* kernels_named(const std::string& name) {
     return found;
 }
 
+KvType kv_type_named(const std::string& name, const std::string& weights) {
+    if (name == "auto") return weights == "float32" ? KvType::f32 : KvType::bf16;
+    if (const auto type = parse_kv_type(name)) return *type;
+    throw Error(Status::usage, "E_USAGE",
+                "kv_dtype: expected auto, float32, bfloat16, float16 or int8, got '" +
+                    name.substr(0, 40) + "'");
+}
+
 // The template in a JSON file: a string, or the one named "default" of a list.
 const std::string* named_template(const Json& json) {
     const Json* found = json.find("chat_template");
@@ -142,7 +150,7 @@ void Model::read_weights(const ModelOptions& options) {
         if (file.metadata["layout"] != "1" || file.metadata["decoder"].empty())
             throw JsonError("layout '" + file.metadata["layout"].substr(0, 40) + "', expected '1'");
         dtype_ = file.metadata["decoder"];
-        bundle_.config.decoder.kv_type = options.bf16_kv ? KvType::bf16 : KvType::f32;
+        bundle_.config.decoder.kv_type = kv_type_named(options.kv_dtype, dtype_);
         const Weights weights(std::move(file.tensors));
         decoder_weights_ = weights.decoder(config().decoder);
         vision_weights_ = weights.vision(config().vision, config().whole);

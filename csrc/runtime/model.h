@@ -15,12 +15,14 @@
 namespace latrt {
 
 // `isa`: "auto" or a level's name. `threads` below 1: all that the process may use. `max_len`:
-// KV positions of a session, 0 for the smaller of 8192 and the bundle's.
+// KV positions of a session, 0 for the smaller of 8192 and the bundle's. `kv_dtype`: a KvType's
+// name, or "auto", which is float32 beside float32 weights and bfloat16 beside others.
 struct ModelOptions {
     std::string isa = "auto";
     int threads = 0;
     int64_t max_len = 0;
-    bool bf16_kv = false, verify = true;
+    std::string kv_dtype = "auto";
+    bool verify = true;
 };
 
 // One turn: images (the next of the request's) stand before the text.
@@ -54,6 +56,7 @@ class Model {
     int64_t max_len() const { return max_len_; }
     const char* isa() const { return isa_name(kernels_->isa); }
     const std::string& dtype() const { return dtype_; }
+    const char* kv_dtype() const { return kv_type_name(config().decoder.kv_type); }
 
     // An engine of its own for one thread; the weights are shared.
     std::unique_ptr<Decoder> make_decoder() const;

@@ -1,12 +1,14 @@
 // The C API from outside: statuses, lifetimes, re-injection by hand, sessions on many threads.
 #include <latrt/latrt.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/check.h"
@@ -108,9 +110,11 @@ TEST(capi_refuses_wrong_calls) {
     CHECK(failed(latrt_open("/no/such/bundle", nullptr, &model), LATRT_BUNDLE, "E_MISSING_FILE"));
     CHECK(model == nullptr);
     CHECK(failed(latrt_open(nullptr, nullptr, &model), LATRT_USAGE, "E_USAGE"));
-    latrt_model_options slow = {"sse9", 1, 0, 0, 0};
+    latrt_model_options slow = {"sse9", 1, 0, "auto", 0};
     CHECK(failed(latrt_open(kBundle.c_str(), &slow, &model), LATRT_USAGE, "E_USAGE"));
-    latrt_model_options longer = {"auto", 1, 513, 0, 0};
+    latrt_model_options narrow_kv = {"auto", 1, 0, "int4", 0};
+    CHECK(failed(latrt_open(kBundle.c_str(), &narrow_kv, &model), LATRT_USAGE, "E_USAGE"));
+    latrt_model_options longer = {"auto", 1, 513, "auto", 0};
     CHECK(failed(latrt_open(kBundle.c_str(), &longer, &model), LATRT_USAGE, "E_USAGE"));
     const Model good = open_model();
     latrt_session_options options = greedy(4);
@@ -200,6 +204,35 @@ TEST(capi_reinjects_by_hand_where_it_fits) {
     for (size_t i = 0; i < count; ++i) sum += mass[i];
     CHECK(sum > 0 && sum < 1);
     CHECK(failed(latrt_get_mass(s.get(), 7, &mass, &count), LATRT_USAGE, "E_USAGE"));
+}
+
+TEST(capi_keys_and_values_are_of_the_type_asked_for) {
+    const auto caches = [](const char* asked) {
+        latrt_model* opened = nullptr;
+        const latrt_model_options options = {"auto", 1, 0, asked, 0};
+        CHECK(latrt_open(kBundle.c_str(), &options, &opened) == LATRT_OK);
+        const Model model(opened, latrt_close);
+        latrt_model_info info;
+        CHECK(latrt_model_get_info(model.get(), &info) == LATRT_OK);
+        latrt_session_options masses = greedy(2);
+        masses.masses = 1;
+        const Session s = start(model, masses);
+        const Picture picture;
+        CHECK(latrt_ask(s.get(), &picture.image, 1, "How many?", nullptr) == LATRT_OK);
+        run(s.get());
+        const float* mass;
+        size_t count;
+        CHECK(latrt_get_mass(s.get(), 0, &mass, &count) == LATRT_OK);
+        return std::make_pair(std::string(info.kv_dtype), std::vector<float>(mass, mass + count));
+    };
+    const auto [name, exact] = caches("float32");
+    CHECK(name == "float32" && caches("auto") == std::make_pair(name, exact));  // as the weights
+    CHECK(caches(nullptr).first == "float32");
+    for (const char* type : {"bfloat16", "float16", "int8"}) {
+        const auto [narrow, mass] = caches(type);
+        CHECK(narrow == type && mass != exact && mass.size() == exact.size());
+        for (size_t i = 0; i < exact.size(); ++i) CHECK(std::abs(mass[i] - exact[i]) < 0.02f);
+    }
 }
 
 TEST(capi_callbacks_cancel) {

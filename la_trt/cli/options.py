@@ -142,9 +142,9 @@ def source_options(function: Callable[..., R]) -> Callable[..., R]:
             click.option(
                 "--kv-dtype",
                 type=click.Choice(KV_DTYPES),
-                help="KV cache of the native engine: two bytes a number are half the memory and "
-                "faster behind long contexts, int8 (with a scale a row) a quarter.  "
-                "[default: float32]",
+                help="KV cache of the native engine: two bytes a number are half of float32's "
+                "memory and faster behind long contexts, int8 (with a scale a row) a quarter.  "
+                "[default: float32 with float32 weights, else bfloat16]",
             ),
         )
     ):

@@ -70,10 +70,10 @@ class NativeEngine:
 
     `threads`: all that the process may use by default. `isa`: an instruction set level by name
     (`la_trt._native.levels()`), by default the best of this processor, no higher than the
-    environment variable LATRT_ISA names. `kv_dtype`: of the KV
-    cache; int8 has one scale for each key and one for each value. `max_len`: KV positions of a
-    slot, at most the bundle's; memory is touched only as
-    slots fill. Weights stay in the mapped file, shared by all processes that open it.
+    environment variable LATRT_ISA names. `kv_dtype`: of the KV cache, by default float32 beside
+    float32 weights and bfloat16 beside others; int8 has one scale for each key and one for each
+    value. `max_len`: KV positions of a slot, at most the bundle's; memory is touched only as slots
+    fill. Weights stay in the mapped file, shared by all processes that open it.
     """
 
     def __init__(
@@ -84,16 +84,18 @@ class NativeEngine:
         max_batch: int = 8,
         max_len: int | None = None,
         isa: str = "auto",
-        kv_dtype: str = "float32",
+        kv_dtype: str | None = None,
     ) -> None:
         module = load_module()
         self._config = config = bundle.config
         self._slots = SlotTable.of_bundle(bundle.limits.max_model_len, max_batch, max_len)
         isa = _level(module, isa)
-        if kv_dtype not in KV_DTYPES:
+        if kv_dtype not in (None, *KV_DTYPES):
             raise UsageError(f"kv_dtype: expected one of {KV_DTYPES}, got {kv_dtype!r}")
         threads = module.allowed_threads() if threads is None else threads
         file = _open_weights(bundle)
+        dtype = file.metadata["decoder"]
+        kv_dtype = kv_dtype or ("float32" if dtype == "float32" else "bfloat16")
         shared = {"weights": _arrays(file), "isa": isa, "threads": threads}
         try:
             self._decoder = module.Decoder(**shared, **_decoder_sizes(config), kv_dtype=kv_dtype)
@@ -107,7 +109,7 @@ class NativeEngine:
         self._limits = EngineLimits(
             name="native",
             device="cpu",
-            dtype=file.metadata["decoder"],
+            dtype=dtype,
             max_batch=max_batch,
             max_len=self._slots.max_len,
             draft_rows=DRAFT_ROWS,

@@ -133,10 +133,10 @@ def test_bf16_weights_and_cache(cli: RunCli, tiny_checkpoint: Path, tmp_path: Pa
     assert "dtype bfloat16" in cli("info", output).out
     run = ("bench", "--engine", output, "--runs", 1, "--warmup", 0, "--max-tokens", 2, "--json")
     engines = [
-        json.loads(cli(*run, *flags).out)["engine"] for flags in ((), ("--kv-dtype", "bfloat16"))
+        json.loads(cli(*run, *flags).out)["engine"] for flags in ((), ("--kv-dtype", "int8"))
     ]
     assert [engine["dtype"] for engine in engines] == ["bfloat16"] * 2
-    assert [engine["kv_dtype"] for engine in engines] == ["float32", "bfloat16"]
+    assert [engine["kv_dtype"] for engine in engines] == ["bfloat16", "int8"]
 
 
 def test_guesses_without_effect_are_told_of(

@@ -79,7 +79,8 @@ def test_every_level_and_format(isa: str, weights: Format, block_size: int, tmp_
     found = []
     for seed in (2, 3, 4):
         formats: dict[str, Any] = {"decoder": weights, "tower": tower, "block_size": block_size}
-        engine = make_native_engine(random_model(seed), tmp_path / str(seed), **formats, isa=isa)
+        options = {"isa": isa, "kv_dtype": "float32"}
+        engine = make_native_engine(random_model(seed), tmp_path / str(seed), **formats, **options)
         script = random_script(engine.config, seed, kinds=KINDS)
         rounded = round_model(random_model(seed), **formats)
         if codes:
@@ -134,6 +135,13 @@ def test_a_rounded_cache_is_close(kv_dtype: str, most: float, tmp_path: Path) ->
     (rough,) = play(make_native_engine(model, tmp_path, kv_dtype=kv_dtype), [script])
     logits, mass = errors(rough, exact)
     assert 0 < logits < most and mass < most / 6, (logits, mass)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+def test_the_cache_is_float32_beside_float32_weights_alone(weights: Format, tmp_path: Path) -> None:
+    engine = make_native_engine(random_model(0), tmp_path, decoder=weights)
+    expected = "float32" if weights == "float32" else "bfloat16"
+    assert engine.limits.details["kv_dtype"] == expected
 
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "int8"])

@@ -55,11 +55,12 @@ LATRT_API const char* latrt_version(void);
 /* ---- Models ---- */
 
 typedef struct latrt_model_options {
-    const char* isa;     /* "auto", "plain", "avx2", "avx512", "avx512_bf16", "amx" */
-    int32_t threads;     /* 0: all that the process may use */
-    int64_t max_len;     /* KV positions of a session; 0: the smaller of 8192 and the bundle's */
-    int32_t bf16_kv;     /* 1: bfloat16 keys and values, half the memory */
-    int32_t skip_verify; /* 1: do not hash the files; names, kinds and sizes are still checked */
+    const char* isa;      /* "auto", "plain", "avx2", "avx512", "avx512_bf16", "amx" */
+    int32_t threads;      /* 0: all that the process may use */
+    int64_t max_len;      /* KV positions of a session; 0: the smaller of 8192 and the bundle's */
+    const char* kv_dtype; /* "float32", "bfloat16", "float16", "int8"; "auto": float32 with float32
+                             weights, else bfloat16 */
+    int32_t skip_verify;  /* 1: do not hash the files; names, kinds and sizes are still checked */
 } latrt_model_options;
 
 LATRT_API void latrt_model_options_init(latrt_model_options* options);
@@ -74,7 +75,8 @@ LATRT_API void latrt_close(latrt_model* model);
 
 typedef struct latrt_model_info {
     const char* isa;
-    const char* dtype; /* of the decoder's weights */
+    const char* dtype;    /* of the decoder's weights */
+    const char* kv_dtype; /* of keys and values */
     int64_t max_len, vocab_size;
     int64_t patch_size, merge_size; /* pixels; patches along one side of a visual token */
     int64_t image_token_id;

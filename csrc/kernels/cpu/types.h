@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string_view>
 
 namespace latrt {
 
@@ -16,6 +18,18 @@ struct Half {  // the bits of an f16, so that they are no bf16
 };
 
 inline constexpr int kNumWeightTypes = 4, kNumKvTypes = 4;
+
+constexpr const char* kv_type_name(KvType type) {
+    constexpr const char* kNames[kNumKvTypes] = {"float32", "bfloat16", "float16", "int8"};
+    return kNames[static_cast<int>(type)];
+}
+
+constexpr std::optional<KvType> parse_kv_type(std::string_view name) {
+    for (int i = 0; i < kNumKvTypes; ++i) {
+        if (name == kv_type_name(static_cast<KvType>(i))) return static_cast<KvType>(i);
+    }
+    return std::nullopt;
+}
 
 constexpr int64_t kv_bytes(KvType type) {
     constexpr int64_t kBytes[kNumKvTypes] = {4, 2, 2, 1};
