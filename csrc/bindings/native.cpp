@@ -72,13 +72,17 @@ class PyDecoder {
         return decoder_.alloc(slot, capacity);
     }
 
-    void free(int slot) { decoder_.free(slot); }
+    void free(int slot) {
+        require(decoder_.fits(slot, 0), "free: slot");
+        decoder_.free(slot);
+    }
 
     void forward(Ints ids, std::optional<Ints> visual_row, std::optional<Floats> visual_embeds,
                  Floats cos, Floats sin, std::vector<SequenceTuple> sequences) {
         const DecoderConfig& c = decoder_.config();
         DecoderStep step = {};
         const int64_t tokens = static_cast<int64_t>(ids.size());
+        require(tokens > 0 && tokens <= INT32_MAX, "input_ids: size");
         check_floats("cos", cos, {tokens, c.head_dim / 2});
         check_floats("sin", sin, {tokens, c.head_dim / 2});
         int64_t num_visual = 0;
@@ -105,11 +109,11 @@ class PyDecoder {
             auto& [slot, past, count, logits, mass] = s;
             require(count > 0 && past >= 0, "sequences: count or past");
             if (logits) check_floats("logits", *logits, {c.vocab_size});
-            if (mass) check_floats("mass", *mass, {past + count});
+            const int64_t length = int64_t{past} + count;
+            if (mass) check_floats("mass", *mass, {length});
             step.sequences.push_back({slot, past, count, logits ? logits->data() : nullptr,
                                       mass ? mass->data() : nullptr});
-            require(decoder_.fits(slot, past + count),
-                    "sequences: slot not allocated or too small");
+            require(decoder_.fits(slot, length), "sequences: slot not allocated or too small");
             total += count;
         }
         require(total == tokens, "sequences: counts do not add up to the tokens");
@@ -121,8 +125,9 @@ class PyDecoder {
         const DecoderConfig& c = decoder_.config();
         check_floats("cos", cos, {c.head_dim / 2});
         check_floats("sin", sin, {c.head_dim / 2});
+        require(first >= 0 && decoder_.fits(slot, first + static_cast<int64_t>(source.size())),
+                "kv_reinject: slot too small");
         const int count = static_cast<int>(source.size());
-        require(decoder_.fits(slot, first + count), "kv_reinject: slot too small");
         for (int i = 0; i < count; ++i) {
             require(source.data()[i] >= 0 && source.data()[i] < first, "kv_reinject: source");
         }

@@ -1,29 +1,10 @@
 #include "engine/runtime.h"
 
-#include <algorithm>
-
 namespace latrt {
 namespace {
 
 constexpr int kUnit = 4;                // tiles that kernels take together
 constexpr int kGateUpFloats = 1 << 16;  // that a thread holds at a time, if rows allow it
-
-// Tiles in pieces, one a task: of whole `unit`s of tiles, alike to one of them.
-struct Pieces {
-    int tiles, unit, units, count;
-
-    // Several a thread, so that one that is held up leaves its share to the others, and so many
-    // that none has more than `most` units.
-    Pieces(int num_tiles, int unit_tiles, int threads, int most)
-        : tiles(num_tiles), unit(unit_tiles), units((num_tiles + unit_tiles - 1) / unit_tiles) {
-        const int wanted = threads == 1 ? 1 : threads * 8;
-        count = std::min(units, std::max(wanted, (units + most - 1) / most));
-    }
-    int begin(int i) const {
-        return std::min(tiles, static_cast<int>(int64_t{units} * i / count) * unit);
-    }
-    int largest() const { return (units + count - 1) / count * unit; }
-};
 
 // Without a residual, x is read alone.
 void normalise(const Kernels& kernels, const Norm& norm, const float* x, float* y, int m,
@@ -102,9 +83,8 @@ LinearParams Runtime::prepare(const Matrix& matrix, const Norm* norm, const floa
     const int64_t k = matrix.k;
     const int kept = encoded ? kPanelRows * num_threads() : m;
     float* normed = norm ? grown(to.normed, static_cast<size_t>(kept * k)) : nullptr;
-    const Pieces pieces(m, panels ? kPanelRows : 1, num_threads(), m);
-    pool_->run(pieces.count, [&](int i, int thread) {
-        const int first = pieces.begin(i), last = pieces.begin(i + 1);
+    const Pieces pieces(m, panels ? kPanelRows : 1, num_threads());
+    split(pieces, [&](int first, int last, int thread) {
         for (int row = first; row < last; row += kPanelRows) {
             const int count = std::min(kPanelRows, last - row);
             const float* from = x + row * k;
@@ -154,10 +134,9 @@ void Runtime::call(const Matrix& matrix, const LinearParams& params) const {
 }
 
 void Runtime::multiply(const Matrix& matrix, const LinearParams& all) {
-    const Pieces pieces(all.tile_end, kUnit, num_threads(), all.tile_end);
-    pool_->run(pieces.count, [&](int i, int) {
+    split(Pieces(all.tile_end, kUnit, num_threads()), [&](int first, int last, int) {
         LinearParams part = all;
-        part.tile_begin = pieces.begin(i), part.tile_end = pieces.begin(i + 1);
+        part.tile_begin = first, part.tile_end = last;
         call(matrix, part);
     });
 }
@@ -189,9 +168,8 @@ void Runtime::mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, f
     grown(gate_up_, static_cast<size_t>(ldx * m * num_threads()));
     reserve(down, m, between_);
     float* gated = encoded ? nullptr : grown(gated_, static_cast<size_t>(m) * ffn);
-    pool_->run(pieces.count, [&](int i, int thread) {
+    split(pieces, [&](int first, int last, int thread) {
         float* both = gate_up_.data() + ldx * m * thread;
-        const int first = pieces.begin(i), last = pieces.begin(i + 1);
         const int outputs = std::min(ffn, last * kLanes) - first * kLanes;
         LinearParams gate = outputs_from(all, gate_up, first, last);
         gate.y = both, gate.ldy = ldx;
@@ -206,10 +184,8 @@ void Runtime::mlp(const Norm& norm, const Matrix& gate_up, const Matrix& down, f
         if (encoded) encode(down, both, ldx, 0, m, first * kLanes, outputs, between_);
     });
     if (wants_panels(down, m)) {
-        const Pieces of_rows(m, kPanelRows, num_threads(), m);
-        pool_->run(of_rows.count, [&](int i, int) {
-            pack_rows(down, m, of_rows.begin(i), of_rows.begin(i + 1), between_);
-        });
+        split(Pieces(m, kPanelRows, num_threads()),
+              [&](int some, int end, int) { pack_rows(down, m, some, end, between_); });
     }
     LinearParams last = params(down, gated, m, between_);
     last.y = x, last.accumulate = true;

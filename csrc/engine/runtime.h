@@ -1,6 +1,9 @@
 // Kernels of one level, threads, and the linear layer that puts both together.
 #pragma once
 
+#include <algorithm>
+#include <climits>
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -25,6 +28,23 @@ struct Norm {
     float eps;
 };
 
+// Rows or tiles in pieces, one a task: of whole `unit`s of them, alike to one of them.
+struct Pieces {
+    int total, unit, units, count;
+
+    // Several a thread, so that one that is held up leaves its share to the others, and so many
+    // that none has more than `most` units.
+    Pieces(int all, int per_unit, int threads, int most = INT_MAX)
+        : total(all), unit(per_unit), units((all + per_unit - 1) / per_unit) {
+        const int wanted = threads == 1 ? 1 : threads * 8;
+        count = std::min(units, std::max(wanted, units / most + (units % most > 0)));
+    }
+    int begin(int i) const {
+        return std::min(total, static_cast<int>(int64_t{units} * i / count) * unit);
+    }
+    int largest() const { return count > 0 ? (units + count - 1) / count * unit : 0; }
+};
+
 // Not thread-safe: one model runs one call at a time. Results do not depend on the threads.
 class Runtime {
  public:
@@ -46,21 +66,24 @@ class Runtime {
     // y (M, E) = rms_norm(x (M, E)).
     void rms_norm(const Norm& norm, const float* x, float* y, int m, int width);
 
-    // function(first, last) over pieces of [0, m): some pieces a thread where rows are many.
-    template <class F>
-    void rows(int m, F&& function) {
-        const int share = m < 16 ? num_threads() : 4 * num_threads();
-        const int piece = (m + share - 1) / share;
-        const int pieces = piece > 0 ? (m + piece - 1) / piece : 0;
-        pool_->run(pieces, [&](int i, int) {
-            function(i * piece, (i + 1) * piece < m ? (i + 1) * piece : m);
-        });
-    }
-
     // function(task, thread) for every task.
     template <class F>
     void tasks(int count, F&& function) {
         pool_->run(count, function);
+    }
+
+    // function(first, last, thread) for every piece.
+    template <class F>
+    void split(const Pieces& pieces, F&& function) {
+        tasks(pieces.count,
+              [&](int i, int thread) { function(pieces.begin(i), pieces.begin(i + 1), thread); });
+    }
+
+    // function(first, last) over pieces of [0, m).
+    template <class F>
+    void rows(int m, F&& function) {
+        split(Pieces(m, 1, num_threads()),
+              [&](int first, int last, int) { function(first, last); });
     }
 
  private:

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <set>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "runtime/sha256.h"
@@ -48,6 +49,7 @@ class Descriptor {
     Descriptor(const Descriptor&) = delete;
     Descriptor& operator=(const Descriptor&) = delete;
     int get() const { return value_; }
+    int release() { return std::exchange(value_, -1); }
 
  private:
     int value_;
@@ -133,10 +135,12 @@ std::vector<Entry> read_entries(const Json& json) {
 // Refuses everything in the directory that is neither listed nor on the way to a listed file.
 void check_listing(int directory, const std::string& prefix, const std::set<std::string>& listed,
                    const std::string& root) {
-    const int copy = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR* open = copy < 0 ? nullptr : ::fdopendir(copy);
+    Descriptor own(::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    DIR* open = own.get() < 0 ? nullptr : ::fdopendir(own.get());
     if (!open) refuse_errno(root + "/" + prefix);
+    const int copy = own.release();
     const std::unique_ptr<DIR, int (*)(DIR*)> close(open, ::closedir);
+    errno = 0;
     while (const dirent* entry = ::readdir(open)) {
         const std::string base = entry->d_name, name = prefix + base, where = root + "/" + name;
         if (base == "." || base == ".." || name == kManifest) continue;
@@ -155,7 +159,9 @@ void check_listing(int directory, const std::string& prefix, const std::set<std:
             ::openat(copy, base.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
         if (below.get() < 0) refuse_errno(where);
         check_listing(below.get(), name + "/", listed, root);
+        errno = 0;
     }
+    if (errno != 0) refuse_errno(root + "/" + prefix);
 }
 
 Json read_manifest(int directory, const std::string& where) {

@@ -327,3 +327,17 @@ def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         engine.forward(text_step(slot, [111], 0))
     assert engine.length(slot) == 0
+
+
+def test_calls_of_nothing_and_of_no_slot_are_refused(tmp_path: Path) -> None:
+    engine = make_native_engine(random_model(0), tmp_path)
+    half = engine.config.text.head_dim // 2
+    nothing = (np.zeros(0, np.int64), None, None, *[np.zeros((0, half), np.float32)] * 2, [])
+    with pytest.raises(ValueError, match="input_ids: size"):
+        engine._decoder.forward(*nothing)
+    for slot in (-1, 7, 10**8):
+        with pytest.raises(ValueError, match="free: slot"):
+            engine._decoder.free(slot)
+    angle = np.zeros(half, np.float32)
+    with pytest.raises(ValueError, match="kv_reinject: slot"):
+        engine._decoder.kv_reinject(engine.alloc(4), np.zeros(1, np.int64), 2**31 - 1, angle, angle)
