@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,11 @@ class SamplingParams:
             raise _refused("repetition_penalty", "a number above 0", self.repetition_penalty)
         if not 0 <= self.seed < 1 << 63:
             raise _refused("seed", "an integer from 0 to 2**63 - 1", self.seed)
+
+    def own_stream(self, name: str) -> SamplingParams:
+        """The same with a seed of its own for a question of that name, whatever else is asked."""
+        digest = hashlib.sha256(f"{self.seed} {name}".encode("utf-8", "surrogatepass")).digest()
+        return replace(self, seed=int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _refused(field: str, expected: str, value: object) -> UsageError:

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from la_trt.errors import CheckpointError, UsageError
-from la_trt.eval.store import differences
 from la_trt.files.atomic import atomic_file
+from la_trt.files.json_lines import differences
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:

@@ -10,8 +10,8 @@ from la_trt.errors import InputError
 from la_trt.eval.items import BadRow, Item, Score, Suite
 from la_trt.eval.lookworld import well_formed
 from la_trt.eval.stats import Unit, defined, estimate, mcnemar_p, paired
-from la_trt.eval.store import differences
 from la_trt.eval.suites import suite as suite_named
+from la_trt.files.json_lines import differences
 
 NUM_RESAMPLES = 2000
 _SHOWN_BAD_ROWS = 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +53,8 @@ def ask(
     tell()
     with warnings.catch_warnings():
         for asked, prompts in _groups(model, waiting, options, bad):
-            settings = [_own_stream(options, item) for item in asked]
+            sampling = [options.sampling.own_stream(item.id) for item in asked]
+            settings = [replace(options, sampling=own) for own in sampling]
             for event in model.session.generate_batch(prompts, settings):
                 if not isinstance(event, DoneEvent):
                     continue
@@ -106,13 +106,6 @@ def _check_answers(run: Run, items: Sequence[Item]) -> None:
                 "choose another --output, or start afresh with --no-resume",
                 name="E_RESUME",
             )
-
-
-def _own_stream(options: GenerationOptions, item: Item) -> GenerationOptions:
-    text = f"{options.sampling.seed} {item.id}"
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    seed = int.from_bytes(digest[:8], "big") >> 1
-    return replace(options, sampling=replace(options.sampling, seed=seed))
 
 
 def _groups(

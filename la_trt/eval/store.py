@@ -8,20 +8,19 @@ where it was: what has been answered is not asked again, a torn last line is cut
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from la_trt.errors import InputError, MachineError, UsageError
-from la_trt.files.atomic import atomic_file, write_errors
+from la_trt.errors import InputError, MachineError
+from la_trt.files.atomic import atomic_file, try_lock
+from la_trt.files.json_lines import AFRESH, append_durably, check_same, dump_line
 from la_trt.files.strict_json import parse_json
 
 RUN, ANSWERS, REPORT, TABLE = "run.json", "answers.jsonl", "report.json", "report.md"
 _MAX_BYTES = 4 << 30
-_TODO = "choose another --output, or start afresh with --no-resume"
 
 
 class Run:
@@ -36,12 +35,8 @@ class Run:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Nothing; the record is on disk when this returns."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-        data = line.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON escapes it
-        with write_errors(self.path / ANSWERS):
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-            os.fsync(self._descriptor)
+        line = dump_line(record, errors="backslashreplace")  # a lone surrogate as JSON escapes it
+        append_durably(self._descriptor, self.path / ANSWERS, line)
         self.answers[str(record["id"])] = dict(record)
 
     def write_report(self, report: Mapping[str, Any], table: str) -> None:
@@ -68,7 +63,7 @@ def open_run(path: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterat
     with _lock(path):
         there = check_output(path)
         if RUN in there and resume:
-            _check_same(path / RUN, settings)
+            check_same(path, _json(path / RUN).get("asked"), settings["asked"])
         elif RUN in there:
             for name in (REPORT, TABLE, ANSWERS):
                 (path / name).unlink(missing_ok=True)
@@ -128,13 +123,13 @@ def _json(path: Path) -> dict[str, Any]:
     value = parse_json(
         path.read_bytes(),
         where=str(path),
-        todo=_TODO,
+        todo=AFRESH,
         error=InputError,
         name="E_RUN",
         max_bytes=_MAX_BYTES,
     )
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object\n{_TODO}", name="E_RUN")
+        raise InputError(f"{path}: expected an object\n{AFRESH}", name="E_RUN")
     return value
 
 
@@ -142,40 +137,14 @@ def _json(path: Path) -> dict[str, Any]:
 def _lock(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(descriptor):
             raise MachineError(
                 f"{path}: another evaluation is writing it\nwait, or choose another --output",
                 name="E_LOCKED",
-            ) from None
+            )
         yield
     finally:
         os.close(descriptor)
-
-
-def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    before, now = _json(path).get("asked"), settings["asked"]
-    for name, was, wanted in differences(before, json.loads(json.dumps(now))):
-        raise UsageError(
-            f"{path.parent}: was run with {name} {_short(was)}, now {_short(wanted)}\n{_TODO}",
-            name="E_RESUME",
-        )
-
-
-def differences(a: Any, b: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two JSON values differ: dotted name, value in `a`, value in `b`."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            found
-            for key in dict.fromkeys([*a, *b])
-            for found in differences(a.get(key), b.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if a == b else [(name or "settings", a, b)]
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value)[:60]
 
 
 def _read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
@@ -190,7 +159,7 @@ def _read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
         record = _record(line)
         if record is None:
             if number < len(lines):
-                raise InputError(f"{path} line {number}: not an answer\n{_TODO}", name="E_RUN")
+                raise InputError(f"{path} line {number}: not an answer\n{AFRESH}", name="E_RUN")
             good -= len(line) + 1
         else:
             answers[record["id"]] = record

@@ -147,8 +147,8 @@ def _lock(target: Path) -> Iterator[None]:
     while True:
         with write_errors(target):
             descriptor = os.open(path, flags, 0o644)
-            if _try_lock(descriptor):
-                if _is_at(descriptor, path):
+            if try_lock(descriptor):
+                if is_at(descriptor, path):
                     break
                 os.close(descriptor)
                 continue
@@ -166,7 +166,8 @@ def _lock(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
+    """Whether this process holds the lock of an open file or directory from here on."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -174,7 +175,7 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one that now stands at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
@@ -276,7 +277,7 @@ def _temporary(target: Path) -> tuple[BinaryIO, Path]:
     while True:
         path = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        if _try_lock(descriptor) and _is_at(descriptor, path):
+        if try_lock(descriptor) and is_at(descriptor, path):
             return os.fdopen(descriptor, "wb"), path
         os.close(descriptor)
 
@@ -291,7 +292,7 @@ def _remove_dead_files(target: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                if _try_lock(descriptor):
+                if try_lock(descriptor):
                     os.unlink(path)
             finally:
                 os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -78,11 +77,11 @@ class Answerer:
         asked = {**self._settings, **given}
         most = asked.pop("max_tokens")
         options = make_options(**asked, max_tokens=DEFAULT_MAX_TOKENS if most is None else most)
-        seed = options.sampling.seed if row.seed is None else row.seed
         if row.seed is None:
-            digest = hashlib.sha256(f"{seed} {row.id}".encode("utf-8", "replace")).digest()
-            seed = int.from_bytes(digest[:8], "big") >> 1
-        options = replace(options, sampling=replace(options.sampling, seed=seed))
+            sampling = options.sampling.own_stream(row.id)
+        else:
+            sampling = replace(options.sampling, seed=row.seed)
+        options = replace(options, sampling=sampling)
         try:
             images = [image_of(image, self._images) for image in row.images]
         except RowError as problem:

@@ -9,7 +9,6 @@ A killed batch goes on where it was.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from la_trt.errors import InputError, MachineError, UsageError
-from la_trt.eval.store import differences
-from la_trt.files.atomic import atomic_file, write_errors
+from la_trt.files.atomic import atomic_file, is_at, try_lock
+from la_trt.files.json_lines import AFRESH, append_durably, check_same, dump_line
 
 SUFFIX = ".partial"
-_TODO = "choose another --output, or start afresh with --no-resume"
 
 
 class Journal:
@@ -40,7 +38,7 @@ class Journal:
         end, data = os.fstat(self._descriptor).st_size, b""
         num_new = 0
         for record in records:
-            line = _dumped(record)
+            line = dump_line(record)
             if self._count(record, end + len(data), len(line)):
                 data += line
                 num_new += 1
@@ -53,7 +51,7 @@ class Journal:
             for number in numbers:
                 offset, size = self.records[number]
                 file.write(os.pread(self._descriptor, size, offset))
-        os.unlink(self.output.with_name(self.output.name + SUFFIX))
+        os.unlink(file_name(self.output))
 
     def _count(self, record: Mapping[str, Any], offset: int, size: int) -> bool:
         """Whether this row's record is new."""
@@ -77,7 +75,7 @@ class Journal:
                 if record is None:
                     if offset + len(line) < size:
                         raise InputError(
-                            f"{file_name(self.output)} line {number}: not a record\n{_TODO}",
+                            f"{file_name(self.output)} line {number}: not a record\n{AFRESH}",
                             name="E_RUN",
                         )
                     break
@@ -85,7 +83,7 @@ class Journal:
                     before = record
                 else:
                     if number == 2:
-                        _check_same(self.output, before, settings)
+                        check_same(self.output, before.get("asked"), settings["asked"])
                     self._count(record, offset, len(line))
                 offset += len(line)
         if offset < size:
@@ -93,11 +91,10 @@ class Journal:
             os.ftruncate(self._descriptor, offset)
         if not self.records:  # a run that ended before its first answer binds nobody
             os.ftruncate(self._descriptor, 0)
-            self._save(_dumped(settings))
+            self._save(dump_line(settings))
 
     def _save(self, data: bytes) -> None:
-        with write_errors(file_name(self.output)):
-            _write(self._descriptor, data)
+        append_durably(self._descriptor, file_name(self.output), data)
 
 
 @contextlib.contextmanager
@@ -108,25 +105,33 @@ def open_journal(output: Path, settings: Mapping[str, Any], *, resume: bool) -> 
     replaces it), E_LOCKED where another process writes it; UsageError E_RESUME where an
     unfinished one answers other rows or has other settings (`resume` False deletes it).
     """
-    check_output(output, resume=resume)
     output.parent.mkdir(parents=True, exist_ok=True)
-    path = output.with_name(output.name + SUFFIX)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = _open_locked(output, resume=resume)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MachineError(
-                f"{output}: another batch is writing it\nwait, or choose another --output",
-                name="E_LOCKED",
-            ) from None
         if not resume:
             os.ftruncate(descriptor, 0)
         journal = Journal(output, descriptor)
         journal.read(settings)
         yield journal
     finally:
+        os.close(descriptor)
+
+
+def _open_locked(output: Path, *, resume: bool) -> int:
+    """The journal's descriptor. A batch that ends meanwhile unlinks the file it was opened on."""
+    path = file_name(output)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        check_output(output, resume=resume)
+        descriptor = os.open(path, flags, 0o644)
+        if not try_lock(descriptor):
+            os.close(descriptor)
+            raise MachineError(
+                f"{output}: another batch is writing it\nwait, or choose another --output",
+                name="E_LOCKED",
+            )
+        if is_at(descriptor, path):
+            return descriptor
         os.close(descriptor)
 
 
@@ -141,8 +146,7 @@ def check_output(output: Path, *, resume: bool, source: Path | None = None) -> N
         raise MachineError(
             f"{output}: is a directory\ngive the name of a file", name="E_OUTPUT_EXISTS"
         )
-    there = output.with_name(output.name + SUFFIX).exists()
-    if resume and output.exists() and not there:
+    if resume and output.exists() and not file_name(output).exists():
         raise MachineError(
             f"{output}: exists already\nchoose another --output, or replace it with --no-resume",
             name="E_OUTPUT_EXISTS",
@@ -173,20 +177,6 @@ def file_name(output: Path) -> Path:
     return output.with_name(output.name + SUFFIX)
 
 
-def _check_same(output: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name, was, wanted in differences(
-        before.get("asked"), json.loads(_dumped(settings))["asked"]
-    ):
-        raise UsageError(
-            f"{output}: was begun with {name} {_short(was)}, now {_short(wanted)}\n{_TODO}",
-            name="E_RESUME",
-        )
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value)[:60]
-
-
 def _record(line: bytes) -> dict[str, Any] | None:
     """The object of a whole line, None for a torn one."""
     if not line.endswith(b"\n"):
@@ -197,14 +187,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     good = isinstance(value, dict) and ("asked" in value or isinstance(value.get("line"), int))
     return value if good else None
-
-
-def _dumped(value: Mapping[str, Any]) -> bytes:
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    return line.encode("utf-8", "replace")
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
-    os.fsync(descriptor)

@@ -21,7 +21,6 @@ from la_trt.cli.app import run
 from la_trt.errors import MachineError, UsageError
 from la_trt.events import TokenEvent
 from la_trt.files import atomic
-from la_trt.offline import journal
 from tests.cli.conftest import RunCli
 from tests.cli.test_errors import assert_refused
 
@@ -114,12 +113,12 @@ def test_a_full_disk_says_where_and_what_is_kept(
 ) -> None:
     questions, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     questions.write_text('{"prompt": "Hi"}\n')
-    write, settings = journal._write, iter([True])
+    write, settings = os.write, iter([True])
 
-    def fills(descriptor: int, data: bytes) -> None:
-        write(descriptor, data) if next(settings, False) else full()
+    def fills(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data) if next(settings, False) else full()
 
-    monkeypatch.setattr(journal, "_write", fills)
+    monkeypatch.setattr("la_trt.files.json_lines.os.write", fills)
     call = ("--input", questions, "--output", output, "--max-tokens", 2)
     outcome = cli("batch", "--engine", bundle, *call)
     kept = f"{output}.partial"
@@ -130,7 +129,7 @@ def test_a_full_disk_says_where_and_what_is_kept(
 def test_a_full_disk_under_a_report(
     cli: RunCli, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("la_trt.eval.store.os.write", full)
+    monkeypatch.setattr("la_trt.files.json_lines.os.write", full)
     call = ("--suite", "lookworld", "--limit", 1, "--output", tmp_path / "run", "--max-tokens", 2)
     outcome = cli("eval", "--engine", bundle, *call)
     monkeypatch.undo()
