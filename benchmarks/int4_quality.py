@@ -10,7 +10,6 @@ so this is the cost of the weights alone. Ends with one JSON line.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.report import describe_machine, write_results
+from benchmarks.report import describe_machine, publish
 from build_engines.quantize import quantise_blocks, search_scales
 from la_trt.model.vlm import QwenVL
 from la_trt.model.weights import load_model
@@ -123,11 +122,8 @@ def main(ckpt: Path, batches: int, block_size: int) -> None:
     for name, r in result.items():
         more = f"{r['more_nats']:.4f} +- {r['standard_error']:.4f}" if "more_nats" in r else ""
         lines.append(f"| {name} | {r['weight_error']:.5f} | {r['nats']:.4f} | {more} |")
-    table = "\n".join(lines)
-    click.echo(table, err=True)
     record = {"methods": result, "answers": answers, "machine": describe_machine()}
-    write_results("int4_quality", record, table)
-    click.echo(json.dumps(record))
+    publish("int4_quality", record, "\n".join(lines))
 
 
 if __name__ == "__main__":
