@@ -51,7 +51,6 @@ class Model {
 
     const ModelConfig& config() const { return bundle_.config; }
     const Tokenizer& tokenizer() const { return *tokenizer_; }
-    const ImageConfig& image_config() const { return image_config_; }
     const std::set<int64_t>& end_tokens() const { return end_tokens_; }
     int64_t max_len() const { return max_len_; }
     const char* isa() const { return isa_name(kernels_->isa); }

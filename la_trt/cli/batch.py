@@ -160,7 +160,7 @@ def command(ctx: click.Context, /, source: Source, limits: Limits, **flags: Any)
     rows = scan(flags["source_file"])
     mass = any(p.needs_mass for p in (settings["policy"], *map(preset, rows.policies)))
     started = time.perf_counter()
-    asked = _asked(source, rows, settings, flags)
+    asked = _asked(source, rows, settings)
     with open_journal(flags["output"], {"asked": asked}, resume=flags["resume"]) as journal:
         if flags["resume"]:
             ctx.obj.kept = f"{flags['output']}.partial"
@@ -196,9 +196,7 @@ def _generation(flags: dict[str, Any], limits: Limits) -> dict[str, Any]:
     return settings
 
 
-def _asked(
-    source: Source, rows: BatchInput, settings: dict[str, Any], flags: dict[str, Any]
-) -> dict[str, Any]:
+def _asked(source: Source, rows: BatchInput, settings: dict[str, Any]) -> dict[str, Any]:
     """What an answer depends on, as plain JSON values: a resumed run must have the same."""
     from la_trt.cli.eval_options import fingerprint
     from la_trt.cli.source import shipped

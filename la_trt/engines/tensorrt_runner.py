@@ -108,7 +108,7 @@ class TensorRTRunner:
             if letters["S"] == 1 and rows.visual_embeds is None and self._graphs_on:
                 self._decode(rows, letters)
             else:
-                self._pass(rows, letters, self._context(rows, letters))
+                self._pass(rows, letters, self._context(letters))
         self._device.synchronize()
         self._timer.collect()
         logits, mass, token, logprob = (self._output.view(found) for found in results.values())
@@ -197,7 +197,7 @@ class TensorRTRunner:
             (recorded.graph,) = graphs
         self._device.launch(recorded.graph)
 
-    def _context(self, rows: RowBatch, letters: Mapping[str, int]) -> Any:
+    def _context(self, letters: Mapping[str, int]) -> Any:
         profile = self._plan.profile_for(self._shapes(letters))
         if profile not in self._eager:
             self._eager[profile] = self._plan.context(profile)
