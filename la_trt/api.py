@@ -106,9 +106,9 @@ class LookAgain:
     brings both (`from_bundle` has more to choose from). `eos_token_ids`: what ends an answer, by
     default the model config's and `<|im_end|>`. `speculate`: tokens guessed ahead in a step out of
     what this model has said before, 0 to 16; it changes no answer, only how fast it comes.
-    Not thread-safe: one question, or one batch, at a time. `agenerate` and `astream` may be
-    awaited many at a time: their engine steps take turns on one thread, which is then the only
-    one that may use this object.
+    Threads may share it, and `agenerate` and `astream` may be awaited many at a time: engine steps
+    take turns. Together they may ask for no more sequences at a time than the engine's `max_batch`
+    (MachineError E_NO_SLOT).
     """
 
     def __init__(
@@ -217,7 +217,8 @@ class LookAgain:
     ) -> Result:
         """The answer to one question; `options` as in `make_options`.
 
-        Raises UsageError, InputError.
+        With `num_samples` above 1 the first of them; `stream` has all. Raises UsageError,
+        InputError.
         """
         made = make_options(**options)
         return self.session.generate(

@@ -40,6 +40,14 @@ class InputError(LookAgainError, ValueError):
     default_name = "E_INPUT"
 
 
+class ImageError(InputError):
+    """The image `index`, from 0, of a request."""
+
+    def __init__(self, message: str, *, name: str, index: int) -> None:
+        super().__init__(message, name=name)
+        self.index = index
+
+
 class CheckpointError(LookAgainError, ValueError):
     """A model directory that is refused; the message names the file and the tensor."""
 

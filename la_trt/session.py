@@ -5,6 +5,9 @@ A session drives one engine. It knows policies and tags; the engine knows neithe
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -43,8 +46,8 @@ class Session:
     ) -> None:
         if prefill_chunk < 1:
             raise UsageError(f"prefill_chunk: expected at least 1, got {prefill_chunk}")
-        if not 0 <= speculate <= MAX_SPECULATE:
-            raise UsageError(f"speculate: expected 0 to {MAX_SPECULATE} tokens, got {speculate}")
+        if not isinstance(speculate, int) or not 0 <= speculate <= MAX_SPECULATE:
+            raise UsageError(f"speculate: expected 0 to {MAX_SPECULATE} tokens, got {speculate!r}")
         self.engine = engine
         self.tags = TagIds.resolve(tokenizer)
         self._prefill_chunk = prefill_chunk
@@ -55,6 +58,7 @@ class Session:
             warnings.warn(
                 f"speculate has no effect: engine {name!r} takes no guesses", stacklevel=3
             )
+        self._turns, self._process = threading.RLock(), os.getpid()
         eos = engine.config.eos_token_ids if eos_token_ids is None else eos_token_ids
         self._vocabulary = Vocabulary(
             tokenizer=tokenizer, tags=self.tags, eos_ids=frozenset(int(i) for i in eos)
@@ -150,8 +154,17 @@ class Session:
             for request in requests:
                 batch.add(request)
             while batch.busy:
-                yield from batch.step()
+                with self._turn():
+                    events = batch.step()
+                yield from events
         except NotStarted as lost:
             raise lost.error from None
         finally:
-            batch.close()
+            with self._turn():
+                batch.close()
+
+    def _turn(self) -> contextlib.AbstractContextManager[object]:
+        """What a thread holds while the engine works for it."""
+        if self._process != os.getpid():  # a fork leaves behind whoever held it
+            self._turns, self._process = threading.RLock(), os.getpid()
+        return self._turns

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -160,7 +161,7 @@ def command(ctx: click.Context, /, source: Source, limits: Limits, **flags: Any)
     rows = scan(flags["source_file"])
     mass = any(p.needs_mass for p in (settings["policy"], *map(preset, rows.policies)))
     started = time.perf_counter()
-    asked = _asked(source, rows, settings)
+    asked = _asked(source, rows, settings, flags["images"], limits)
     with open_journal(flags["output"], {"asked": asked}, resume=flags["resume"]) as journal:
         if flags["resume"]:
             ctx.obj.kept = f"{flags['output']}.partial"
@@ -196,7 +197,13 @@ def _generation(flags: dict[str, Any], limits: Limits) -> dict[str, Any]:
     return settings
 
 
-def _asked(source: Source, rows: BatchInput, settings: dict[str, Any]) -> dict[str, Any]:
+def _asked(
+    source: Source,
+    rows: BatchInput,
+    settings: dict[str, Any],
+    images: Path | None,
+    limits: Limits,
+) -> dict[str, Any]:
     """What an answer depends on, as plain JSON values: a resumed run must have the same."""
     from la_trt.cli.eval_options import fingerprint
     from la_trt.cli.source import shipped
@@ -208,6 +215,8 @@ def _asked(source: Source, rows: BatchInput, settings: dict[str, Any]) -> dict[s
         "backend": source.backend,
         "max_model_len": source.max_model_len,
         **({} if source.kv_dtype is None else {"kv_dtype": source.kv_dtype}),
+        "images": None if images is None else str(images.absolute()),
+        "limits": asdict(limits),
         "policy": settings["policy"].to_dict(),
         **plain,
     }

@@ -97,7 +97,7 @@ def command(
     from la_trt.cli.measure import measure, sample_image
 
     if plot is not None:
-        check_picture(plot, "--plot")
+        check_picture(plot, "--plot", images)
     most = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
     cases = _cases(policies, max_tokens=most, ignore_eos=fixed_length, **settings)
     model = source.open(limits, mass=any(options.needs_mass for options in cases.values()))

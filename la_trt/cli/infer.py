@@ -112,7 +112,7 @@ def command(
     options = make_options(**generation, max_tokens=most, masses=heatmap is not None)
     options.check(limits)
     if heatmap is not None:
-        check_picture(heatmap, "--heatmap")
+        check_picture(heatmap, "--heatmap", images)
         if not images:
             raise UsageError("--heatmap needs an image to draw on\ngive one with --image FILE")
     model = source.open(limits, mass=options.needs_mass)

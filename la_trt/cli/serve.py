@@ -230,8 +230,10 @@ def _settings(
     )
     http = HttpLimits(**{name: flags.pop(name) for name in of_http})
     directory = source.engine or source.ckpt
+    if served_model_name is None:
+        served_model_name = directory.resolve().name if directory else "la-trt-tiny"
     return ServeSettings(
-        model_name=served_model_name or (directory.resolve().name if directory else "la-trt-tiny"),
+        model_name=served_model_name,
         api_keys=_keys(api_key_file),
         vision_cache_bytes=vision_cache_mib * MIB,
         drain_s=drain_seconds,

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -162,11 +162,14 @@ def quiet_drawing() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-def check_picture(path: Path, flag: str) -> None:
+def check_picture(path: Path, flag: str, images: Sequence[Path] = ()) -> None:
     """Nothing; raises UsageError unless `path` names a PNG, MachineError if it cannot be written.
 
-    Called before minutes of work, so that a slip of the pen costs none.
+    `images`: those that are asked about, which are never written. Called before minutes of work,
+    so that a slip of the pen costs none.
     """
+    if path.exists() and any(image.exists() and path.samefile(image) for image in images):
+        raise UsageError(f"{flag} {path}: is an image that is asked about\nchoose another name")
     if os.path.isdir(path):
         raise MachineError(
             f"{flag} {path}: is a directory\ngive the name of a PNG file", name="E_OUTPUT_EXISTS"

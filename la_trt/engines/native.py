@@ -260,7 +260,8 @@ def _by_source(mass_C: FloatArray | None, keys: VisualKeys | None) -> FloatArray
 def _open_weights(bundle: Bundle) -> SafetensorsFile:
     if WEIGHTS not in bundle:
         raise BundleError(
-            f"{bundle.path}: no {WEIGHTS}, the engine 'native' has no weights here\n{REBUILD}",
+            f"{bundle.path}: no {WEIGHTS}, the engine 'native' has no weights here\n{REBUILD}"
+            ", without --backend onnx and with a --block-size of 32 or more",
             name="E_MISSING_FILE",
         )
     file = SafetensorsFile(bundle.file(WEIGHTS), error=BundleError, todo=REBUILD)

@@ -25,6 +25,9 @@ class SlotTable:
     def of_bundle(cls, longest: int, max_batch: int, max_len: int | None) -> SlotTable:
         """The table of a bundle for sequences of up to `longest`. Raises UsageError."""
         max_len = min(longest, DEFAULT_MAX_LEN) if max_len is None else max_len
+        for name, value in (("max_len", max_len), ("max_batch", max_batch)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise UsageError(f"{name}: expected an integer, got {value!r}")
         if not 1 <= max_len <= longest:
             raise UsageError(
                 f"max_len (--max-model-len): expected 1 to {longest} (the bundle's), got {max_len}"

@@ -292,7 +292,8 @@ def _read_errors(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: no such file\n{REBUILD}", name="E_MISSING_FILE") from None
     except OSError as problem:
         raise BundleError(
-            f"{path}: cannot be read ({problem.strerror})\n{REBUILD}", name="E_UNREADABLE_FILE"
+            f"{path}: cannot be read ({problem.strerror})\ncheck its permissions, or {REBUILD}",
+            name="E_UNREADABLE_FILE",
         ) from None
 
 

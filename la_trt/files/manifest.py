@@ -132,9 +132,10 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
         _refuse(where, "expected a JSON object")
     version = raw.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
         raise BundleError(
             f"{where}: format_version {show(version)}, this la-trt reads {FORMAT_VERSION}\n"
-            f"{REBUILD}",
+            f"{'install a newer la-trt, or ' if newer else ''}{REBUILD}",
             name="E_FORMAT_VERSION",
         )
     for key in sorted(_KEYS - set(raw)):

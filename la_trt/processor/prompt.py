@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from la_trt.config import ModelConfig
-from la_trt.errors import CheckpointError, InputError
+from la_trt.errors import CheckpointError, ImageError, InputError
 from la_trt.limits import Limits
 from la_trt.processor.features import ImageConfig, count_visual_tokens, preprocess
 from la_trt.processor.image import ImageSource, load_image
@@ -171,7 +171,7 @@ class Processor:
                 image = load_image(source, self.limits)
             except InputError as error:
                 where = f"image {index + 1} of {len(images)}: " if len(images) > 1 else ""
-                raise InputError(f"{where}{error}", name=error.name) from None
+                raise ImageError(f"{where}{error}", name=error.name, index=index) from None
             pixels += image.width * image.height
             if pixels > self.limits.max_request_pixels:
                 raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from la_trt.api import LookAgain
 from la_trt.batch import Request
-from la_trt.errors import InputError, LookAgainError
+from la_trt.errors import ImageError, InputError, LookAgainError
 from la_trt.events import (
     DoneEvent,
     Event,
@@ -72,6 +72,7 @@ class Desk:
         self.settings = settings
         self.metrics = metrics
         self.draining = False
+        self.ended = False  # nothing starts on the engine any more
         self.max_len = model.engine.limits.max_len
         self._max_places = model.engine.limits.max_batch + settings.max_waiting
         self._places = 0
@@ -128,9 +129,14 @@ class Desk:
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """This request's turn to be prepared and run."""
+        """This request's turn to be prepared and run. Raises ApiError 503."""
         async with self._turns:
+            self._check_open()
             yield
+
+    def _check_open(self) -> None:
+        if self.ended:
+            raise stopped()
 
     async def prepare_chat(
         self, messages: list[dict[str, object]], images: list[tuple[str, str]], plan: Plan
@@ -152,7 +158,10 @@ class Desk:
         check_text_length(num_bytes, self._longest_token, self.max_len, "messages")
 
         def make() -> tuple[Prompt, tuple[bytes, ...]]:
-            prompt = self.model.prompt(list(loaded), messages, max_tokens=plan.max_tokens or 1)
+            try:
+                prompt = self.model.prompt(list(loaded), messages, max_tokens=plan.max_tokens or 1)
+            except ImageError as error:
+                raise from_known(error, images[error.index][1]) from None
             return prompt, image_digests(prompt)
 
         return await self._see(make, plan)
@@ -192,14 +201,22 @@ class Desk:
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
         """The function's value, from a thread of `pool`. Raises ApiError."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, function)
+            value = asyncio.get_running_loop().run_in_executor(pool, function)
+        except RuntimeError:  # the system has no thread left, or the server is closing
+            raise unavailable("the server is out of threads for now", "overloaded") from None
+        try:
+            return await value
         except LookAgainError as error:
             raise from_known(error) from None
         except MemoryError:
             raise unavailable("the server is out of memory for now", "overloaded") from None
 
     def submit(self, plan: Plan, prepared: Prepared, arrived: float) -> Job:
-        """Hand a prepared prompt to the engine; `drop` must follow, whatever happens."""
+        """Hand a prepared prompt to the engine; `drop` must follow, whatever happens.
+
+        Raises ApiError 503.
+        """
+        self._check_open()
         request = Request(
             prompt=prepared.prompt,
             options=plan.options(prepared.max_tokens),
@@ -255,7 +272,8 @@ class Desk:
             self.metrics.e2e.observe(now - job.arrived)
 
     def end_all(self) -> int:
-        """End every request with a 503; how many there were."""
+        """End every request with a 503, now or when its turn comes; how many were running."""
+        self.ended = True
         jobs = list(self._jobs)
         for job in jobs:
             self.loop.cancel(job.request.first_index)

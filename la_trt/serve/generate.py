@@ -16,6 +16,7 @@ from la_trt.serve.answers import Answer, ChatAnswer, TextAnswer
 from la_trt.serve.desk import Desk, Job, Prepared
 from la_trt.serve.errors import ApiError, internal, invalid
 from la_trt.serve.logs import log
+from la_trt.serve.loop import stopped
 from la_trt.serve.parse import parse_request
 from la_trt.serve.plan import Plan, messages_of, plan_of, prompts_of
 from la_trt.serve.schema import ChatRequest, CompletionRequest
@@ -48,9 +49,14 @@ class Generation(Response, ABC):
             self._facts["code"] = error.code
             await self._refuse(wire, error)
         except (ClientGone, asyncio.CancelledError) as gone:
-            status = GONE
-            self._desk.metrics.aborted.inc()
-            if isinstance(gone, asyncio.CancelledError):
+            cancelled = isinstance(gone, asyncio.CancelledError)
+            if cancelled and self._desk.ended:  # the server does not wait any longer
+                status = 503
+                await self._refuse(wire, stopped())
+            else:
+                status = GONE
+                self._desk.metrics.aborted.inc()
+            if cancelled:
                 raise
         except Exception:
             log("request_failed", level=logging.ERROR, exc_info=True, id=wire.request_id)

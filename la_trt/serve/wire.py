@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -16,6 +17,7 @@ from la_trt.serve.settings import HttpLimits
 
 _LINGER_S = 2.0
 _LINGER_BYTES = 8 << 20
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 GONE = 499  # in logs and metrics alone: the client left
 
 
@@ -34,9 +36,10 @@ class Wire:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: HttpLimits) -> None:
         self.status = 0
-        self.request_id = f"req-{time.time_ns():x}"
         self._receive, self._send, self._limits = receive, send, limits
         self._headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        given = self._headers.get("x-request-id", b"").decode("latin-1")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{time.time_ns():x}"
         self._body_done = False
 
     async def body(self) -> bytes:

@@ -275,6 +275,12 @@ def test_pictures_are_refused_before_the_run(
     assert_refused(drawn, 5, "E_WRITE", f"--heatmap {path}: cannot be written")
     drawn = cli("bench", "--engine", bundle, "--runs", 1, "--plot", path)
     assert_refused(drawn, 5, "E_WRITE", f"--plot {path}: cannot be written")
+    before = picture.read_bytes()
+    drawn = cli("infer", "--engine", bundle, *ASK, "--image", picture, "--heatmap", picture)
+    assert_refused(drawn, 2, "E_USAGE", f"--heatmap {picture}: is an image that is asked about")
+    drawn = cli("bench", "--engine", bundle, "--image", picture, "--plot", picture)
+    assert_refused(drawn, 2, "E_USAGE", f"--plot {picture}: is an image that is asked about")
+    assert picture.read_bytes() == before
     terminal.check_picture(tmp_path / "new" / "map.png", "--plot")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -184,6 +184,12 @@ def test_another_batch_is_not_resumed(
     interrupted(bundle, rows, output, 1)
     assert run(command(bundle, rows, output, "--temperature", "0.5")) == 2
     assert "was begun with temperature 0.0, now 0.5" in capsys.readouterr().err
+    assert run(command(bundle, rows, output, "--images", str(tmp_path))) == 2
+    assert f"was begun with images null, now {json.dumps(str(tmp_path))[:60]}" in (
+        capsys.readouterr().err
+    )
+    assert run(command(bundle, rows, output, "--max-image-pixels", "10")) == 2
+    assert "was begun with limits.max_image_pixels 50000000, now 10" in capsys.readouterr().err
     rows.write_text('{"prompt": "c"}\n')
     assert run(command(bundle, rows, output)) == 2
     assert "was begun with input" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 from collections.abc import Iterator
@@ -341,6 +342,32 @@ def test_errors_are_those_of_the_client(served: Running) -> None:
     assert client.models.retrieve(NAME).id == NAME
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("another")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-123_4.5", True), ("a b", False), ("x" * 65, False), ("", False)]
+)
+def test_a_request_keeps_its_own_id_where_it_is_plain(
+    served: Running, given: str, kept: bool
+) -> None:
+    _, headers, _ = served.request("POST", "/v1/chat/completions", b"{}", {"x-request-id": given})
+    found = headers["x-request-id"]
+    assert found == given if kept else found.startswith("req-")
+
+
+def test_the_image_that_is_refused_is_named(served: Running) -> None:
+    messages = ask("How many?", png(), b"no image")
+    status, answer = served.post("/v1/chat/completions", chat(messages=messages))
+    assert (status, answer["error"]["code"]) == (400, "invalid_image")
+    assert answer["error"]["param"] == "messages[0].content[1].image_url.url"
+
+
+def test_base64_may_have_line_breaks(served: Running) -> None:
+    wrapped = "data:image/png;base64," + base64.encodebytes(png()).decode()
+    assert wrapped.count("\n") > 1
+    parts = [{"type": "image_url", "image_url": {"url": wrapped}}]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "How many?"}]}]
+    assert served.post("/v1/chat/completions", chat(messages=messages))[0] == 200
 
 
 def test_only_a_key_lets_one_in(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -227,6 +227,35 @@ def test_a_drain_that_takes_too_long_ends_the_rest_with_a_503(bundle: Path, back
             server.server.stop()
             status, answer = cut_off.result()
         assert (status, answer["error"]["code"]) == (503, "draining")
+
+
+def test_what_waits_when_the_drain_ends_starts_no_more(bundle: Path, backend: str) -> None:
+    options = {"drain_s": 0.2, "cuts_off": True, "max_waiting": 20}
+    with running(lambda: open_bundle(bundle, backend, max_batch=2), **options) as server:
+        server.engine.hold()
+        with ThreadPoolExecutor(12) as pool:  # 2 run, 2 are prepared, 8 wait for their turn
+            asked = [pool.submit(server.post, CHAT, chat(max_tokens=20)) for _ in range(12)]
+            desk = server.server.service.desk
+            assert desk is not None
+            wait_until(lambda: desk.num_places_taken == 12)
+            server.server.stop()
+            answers = [one.result() for one in asked]
+        steps = server.engine.num_steps
+    assert [(s, a["error"]["code"]) for s, a in answers] == [(503, "draining")] * 12
+    assert steps == 0
+
+
+def test_no_thread_left_is_a_503(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    desk = server.server.service.desk
+    assert desk is not None
+    monkeypatch.setattr(desk._preparing, "submit", full)
+    status, answer = server.post(CHAT, chat())
+    assert (status, answer["error"]["code"]) == (503, "overloaded")
+    monkeypatch.undo()
+    assert server.post(CHAT, chat())[0] == 200
 
 
 def test_an_engine_out_of_memory_refuses_and_goes_on(bundle: Path, backend: str) -> None:

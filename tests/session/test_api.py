@@ -6,6 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import pytest
 
 import la_trt
 from la_trt.api import LookAgain, end_tokens, make_options
+from la_trt.engines.base import Step, StepOutput
+from la_trt.engines.slots import SlotTable
 from la_trt.errors import CheckpointError, InputError, UsageError
 from la_trt.events import DoneEvent, TokenEvent
 from la_trt.processor.prompt import Processor
@@ -61,6 +66,37 @@ def test_a_question_is_answered_and_streamed_alike(model: LookAgain, picture: Pa
     assert result.usage.visual_tokens == prompt.num_visual > 0
     assert result.step_masses.shape[1] == prompt.num_visual
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_threads_take_turns(
+    model: LookAgain, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, inside = model.engine.forward, threading.Lock()
+
+    def alone(step: Step) -> StepOutput:
+        assert inside.acquire(blocking=False), "two threads in the engine at once"
+        try:
+            time.sleep(0.001)
+            return forward(step)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(model.engine, "forward", alone)
+    questions = ["What is this?", "How many?"]
+    want = [model.generate([picture], q, max_tokens=12).tokens for q in questions]
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(model.generate, [picture], q, max_tokens=12) for q in questions]
+        assert [one.result().tokens for one in asked] == want
+    streams = [model.stream([picture], q, max_tokens=12) for q in questions]
+    next(streams[0])
+    assert [e.result.tokens for e in streams[1] if isinstance(e, DoneEvent)] == want[1:]
+    streams[0].close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("options", [{"max_len": 10.5}, {"max_len": "9"}, {"max_batch": True}])
+def test_sizes_are_integers(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(options))}: expected an integer"):
+        SlotTable.of_bundle(100, **{"max_batch": 1, "max_len": None} | options)
 
 
 def test_forced_reflections_look_again(model: LookAgain, picture: Path) -> None:
