@@ -125,6 +125,7 @@ class Result:
                     "num_tokens": r.num_tokens,
                     "ms": round(r.ms, 3),
                     "skipped": r.skipped or False,
+                    "selected": None if r.select == "all" else r.selected.tolist(),
                 }
                 for r in self.reinjections
             ],

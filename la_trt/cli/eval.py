@@ -288,8 +288,6 @@ def compare_command(
         raise UsageError(f"--output {output}: is a file\ngive a directory")
     found = compare(read_report(run_a), read_report(run_b), seed=seed)
     found = {"a": str(run_a), "b": str(run_b), **found}
-    for differs in found["differs"]:
-        note(f"{differs['name']}: {json.dumps(differs['a'])} -> {json.dumps(differs['b'])}")
     names = run_a.name or str(run_a), run_b.name or str(run_b)
     table = compare_table(found, names if names[0] != names[1] else (str(run_a), str(run_b)))
     if output is not None:

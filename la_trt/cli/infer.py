@@ -126,6 +126,12 @@ def command(
         print_stats(result, model.session.drafter, sys.stderr)
     if heatmap is not None:
         _draw(heatmap, model, result, images, request.image_grid_thw, heading=prompt)
+    if result.finish_reason == "length" and not as_json:
+        sys.stdout.flush()
+        print(
+            f"la-trt: the answer was cut off at {len(result.tokens)} tokens (--max-tokens)",
+            file=sys.stderr,
+        )
     if result.finish_reason == "numerical_error":
         raise GateError(
             "the model's numbers were not finite, the answer ends there\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -105,8 +106,13 @@ def summary(answers: Sequence[Mapping[str, Any]], suite: Suite) -> dict[str, Any
 
 
 def report_table(report: Mapping[str, Any]) -> str:
-    """One Markdown table: a row a metric, then what the answers were like."""
-    lines = ["| metric | value | 95 % interval | units |", "| --- | ---: | ---: | ---: |"]
+    """What was asked of what in a line, then a table: a row a metric, then the answers."""
+    lines = [
+        f"{_caption(report)} Shares are in %.",
+        "",
+        "| metric | value | 95 % interval | units |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     for name, score in report["scores"].items():
         value = _shown(score["value"], score["scale"])
         lines.append(f"| {_cell(name)} | {value} | {_interval(score)} | {score['num']} |")
@@ -124,6 +130,17 @@ def report_table(report: Mapping[str, Any]) -> str:
     if report["num_bad_rows"]:
         lines.append(f"| bad rows, skipped | {report['num_bad_rows']} | | |")
     return "\n".join(lines) + "\n"
+
+
+def _caption(report: Mapping[str, Any]) -> str:
+    """ "lookworld (test-inverted) of out/tiny, native int8, policy copy by embed, 300 units."""
+    asked, model = report["asked"], report["run"].get("model", "a model")
+    engine, policy = asked["engine"], asked["policy"]
+    split = f" ({asked['split']})" if asked.get("split") else ""
+    return _cell(
+        f"{report['suite']}{split} of {model}, {engine['name']} {engine['dtype']}, "
+        f"policy {policy['name']} by {policy['inject']}, {report['num_units']} units."
+    )
 
 
 def compare(
@@ -212,9 +229,15 @@ def _damaged(error: Exception) -> InputError:
 
 
 def compare_table(found: Mapping[str, Any], names: tuple[str, str] = ("A", "B")) -> str:
-    """One Markdown table: a row a metric, McNemar's test last."""
+    """How the runs differ, then a table: a row a metric, McNemar's test last."""
     a, b = map(_cell, names)
-    lines = [
+    lines = [f"{found['suite']}, {b} against {a}. Shares are in %."]
+    lines += [
+        f"- {d['name']}: {json.dumps(d['a'])[:80]} -> {json.dumps(d['b'])[:80]}"
+        for d in found["differs"]
+    ]
+    lines += [
+        "",
         f"| metric | {a} | {b} | difference | 95 % interval | units |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]

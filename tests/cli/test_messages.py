@@ -52,7 +52,8 @@ def test_an_encoding_that_lacks_a_character(process: RunCli, bundle: Path, tmp_p
     hot = ("--temperature", 100, "--max-tokens", 200)
     lacking = {"PYTHONIOENCODING": "ascii"}
     answer = process("infer", "--engine", bundle, "--prompt", "Hi", *hot, env=lacking)
-    assert (answer.code, answer.err) == (0, "") and "\\u" in answer.out
+    assert answer.code == 0 and "\\u" in answer.out
+    assert answer.err == "la-trt: the answer was cut off at 200 tokens (--max-tokens)\n"
 
 
 def test_a_file_that_may_not_be_read(

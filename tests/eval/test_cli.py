@@ -239,7 +239,7 @@ def test_the_dials_are_saved(cli: RunCli, model: Path, tmp_path: Path) -> None: 
     assert done.code == 0 and done.err == (
         "la-trt: warning: --reasoning-length is written into the report; it changes no question\n"
     )
-    assert done.out.startswith("| metric |") and "| accuracy | 0.0 |" in done.out
+    assert done.out.startswith("lookworld (test-inverted) of ") and "| accuracy | 0.0 |" in done.out
     asked = json.loads((tmp_path / "o" / "run.json").read_text())["asked"]
     assert asked["split"] == "test-inverted" and asked["max_tokens"] == 700
     world = asked["world"]

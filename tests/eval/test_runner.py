@@ -21,7 +21,16 @@ from la_trt.eval.store import ANSWERS, open_run, read_report
 from la_trt.eval.suites.choice import MMStar
 from tests.eval.scripted import ScriptedModel, concluded, picture
 
-SETTINGS: dict[str, Any] = {"asked": {"suite": "mmstar", "policy": "copy"}, "run": {"batch": 1}}
+SETTINGS: dict[str, Any] = {
+    "asked": {
+        "suite": "mmstar",
+        "split": "val",
+        "engine": {"name": "scripted", "dtype": "float32"},
+        "policy": {"name": "copy", "inject": "kv"},
+    },
+    "run": {"batch": 1, "model": "out/x"},
+}
+ROUTE = {"name": "route", "inject": "kv"}
 OPTIONS = make_options(policy="copy", max_tokens=300)
 SUITE = MMStar()
 
@@ -158,11 +167,11 @@ def test_damage_in_the_middle_is_no_torn_line(tmp_path: Path) -> None:
 def test_other_options_are_refused_or_start_afresh(tmp_path: Path) -> None:
     items = items_in(tmp_path)
     run_all(tmp_path / "run", items, always("A"))
-    with pytest.raises(UsageError, match=r'policy "copy", now "route"') as caught:
-        run_all(tmp_path / "run", items, always("B"), policy="route")
+    with pytest.raises(UsageError, match=r'policy.name "copy", now "route"') as caught:
+        run_all(tmp_path / "run", items, always("B"), policy=ROUTE)
     assert caught.value.name == "E_RESUME" and "--no-resume" in str(caught.value)
-    report = run_all(tmp_path / "run", items, always("B"), resume=False, policy="route")
-    assert report["asked"]["policy"] == "route"
+    report = run_all(tmp_path / "run", items, always("B"), resume=False, policy=ROUTE)
+    assert report["asked"]["policy"] == ROUTE
     assert {unit[1] for unit in report["units"] if unit[3]} == {"1", "4", "7"}
 
 
@@ -240,17 +249,23 @@ def test_compare_by_hand(tmp_path: Path) -> None:
     items = items_in(tmp_path)
     a = run_all(tmp_path / "a", items, always("A"))
     better = ScriptedModel(lambda q: concluded("B" if q == "Question 1?" else "A"))
-    b = run_all(tmp_path / "b", items[::-1], better, policy="route")
+    b = run_all(tmp_path / "b", items[::-1], better, policy=ROUTE)
     found = compare(a, b, num_resamples=400)
     score = found["scores"]["accuracy"]
     assert score["difference"] == pytest.approx(1 / 9)
     assert score["low"] == 0.0 and 1 / 9 < score["high"] < 0.5
     assert found["mcnemar"] == {"only_a": 0, "only_b": 1, "p": 1.0}
-    assert found["differs"] == [{"name": "policy", "a": "copy", "b": "route"}]
+    assert found["differs"] == [{"name": "policy.name", "a": "copy", "b": "route"}]
     assert compare(b, a, num_resamples=400)["scores"]["accuracy"]["difference"] < 0
     table = compare_table(found, ("a|x", "b"))
     assert "| accuracy | 33.3 | 44.4 | 11.1 | 0.0 to " in table
-    assert table.startswith("| metric | a/x | b |") and "| 0 | 1 | p = 1 |" in table
+    assert "\n| metric | a/x | b |" in table and "| 0 | 1 | p = 1 |" in table
+    assert table.startswith(
+        'mmstar, b against a/x. Shares are in %.\n- policy.name: "copy" -> "route"\n\n'
+    )
+    assert report_table(b).startswith(
+        "mmstar (val) of out/x, scripted float32, policy route by kv, 9 units. Shares are in %.\n"
+    )
 
 
 def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
