@@ -22,12 +22,12 @@ from typing import Any
 import click
 
 from benchmarks.make_3b import shape_3b
-from benchmarks.onnx_3b import Worker
-from benchmarks.peer_engines import ROOT, NotAvailable
+from benchmarks.peer_engines import ROOT
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peers import OURS, by_kind, check, prepare, prompt, reference_top
-from benchmarks.report import bounds_of, describe_machine, median_and_bounds, publish
+from benchmarks.report import bounds_of, median_and_bounds, publish
 from benchmarks.roofline import layer_linears, linear
+from benchmarks.worker import Worker
 from la_trt.config import TextConfig
 
 WEIGHT_BITS = 4  # operations do not depend on them
@@ -137,22 +137,14 @@ def main(
     length = len(engines) * rounds
     found: dict[str, Any] = {}
     checks: dict[str, str] = {}
-    try:
-        prepared = {engine: prepare(engine, work, threads) for engine in engines}
-        probes = [machine_peaks(threads)]
-        with click.progressbar(length=length, label="asking", file=sys.stderr) as bar:
-            for engine, (bits, _, command) in prepared.items():
-                worker = Worker(*command)
-                try:
-                    checks[engine] = check(worker, reference_top(work), bits, ours=True)
-                    found[engine] = measure(
-                        worker, list(batches), context, rounds, turns, bar.update
-                    )
-                finally:
-                    worker.close()
-                probes.append(machine_peaks(threads))
-    except NotAvailable as problem:
-        raise click.ClickException(str(problem)) from None
+    prepared = {engine: prepare(engine, work, threads) for engine in engines}
+    probes = [machine_peaks(threads)]
+    with click.progressbar(length=length, label="asking", file=sys.stderr) as bar:
+        for engine, (bits, _, command) in prepared.items():
+            with Worker(*command) as worker:
+                checks[engine] = check(worker, reference_top(work), bits, ours=True)
+                found[engine] = measure(worker, list(batches), context, rounds, turns, bar.update)
+            probes.append(machine_peaks(threads))
     result = {
         "benchmark": name,
         "engines": found,
@@ -164,7 +156,6 @@ def main(
         "threads": threads,
         "ops_per_token": step_ops(shape_3b().text),
         "probes": probes,
-        "machine": describe_machine(),
     }
     publish(name, result, to_table(result))
 

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ import psutil
 import ray
 from ray import serve
 
-from benchmarks.report import command_line, describe_machine, write_results
+from benchmarks.report import publish
 from benchmarks.serve_client import NAME, Question, Reply, post, questions, request
 from deploy.app import APP, build
 
@@ -68,17 +69,15 @@ def main() -> None:
         "both replicas are used": found["sticky"]["replicas"] == 2,
         "the fleet grows under load": found["scaling"]["replicas"] == 2,
     }
-    result = {"command": command_line(), "machine": describe_machine(), **found, "checks": checks}
+    result = found | {"checks": checks}
     rows = [f"| {name} | {'yes' if held else 'NO'} |" for name, held in checks.items()]
     facts = [f"| {part}: {k} | {v} |" for part in found for k, v in found[part].items()]
     if options.output is None:
-        table = "\n".join(
-            ["| check | held |", "| --- | --- |", *rows, "", "| | |", "| --- | --- |"]
-        )
-        write_results("fleet_drill", result, "\n".join([table, *facts]))
+        table = ["| check | held |", "| --- | --- |", *rows, "", "| | |", "| --- | --- |", *facts]
+        publish("fleet_drill", result, "\n".join(table))
     else:
         options.output.write_text(json.dumps(result))
-    print(json.dumps(found | {"checks": checks}))
+        print(json.dumps(result))
     sys.exit(0 if all(checks.values()) else 1)
 
 
@@ -110,8 +109,6 @@ def make_bundle(path: Path, *flags: str) -> None:
 
 def free_port() -> int:
     """A port that nobody listens on now."""
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

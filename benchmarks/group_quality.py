@@ -30,7 +30,7 @@ from benchmarks.int4_quality import (
     nearest,
     put_back,
 )
-from benchmarks.report import describe_machine, publish
+from benchmarks.report import publish
 from benchmarks.rounding import LARGEST, round_inputs
 from la_trt.model.vlm import QwenVL
 from la_trt.model.weights import load_model
@@ -115,7 +115,7 @@ def main(ckpt: Path, batches: int, outliers: tuple[float, ...]) -> None:
             f"| {r['weights']} | {r['block_size']} | {r['activations'] or 'float32'} | "
             f"times {r['outliers']:g} | {r['more_nats']:+.5f} +- {r['standard_error']:.5f} |"
         )
-    result = {"nats": statistics.mean(exact), "rows": rows, "machine": describe_machine()}
+    result = {"nats": statistics.mean(exact), "rows": rows}
     publish("group_quality", result, "\n".join(lines))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.report import describe_machine, publish
+from benchmarks.report import publish
 from build_engines.quantize import quantise_blocks, search_scales
 from la_trt.model.vlm import QwenVL
 from la_trt.model.weights import load_model
@@ -122,7 +122,7 @@ def main(ckpt: Path, batches: int, block_size: int) -> None:
     for name, r in result.items():
         more = f"{r['more_nats']:.4f} +- {r['standard_error']:.4f}" if "more_nats" in r else ""
         lines.append(f"| {name} | {r['weight_error']:.5f} | {r['nats']:.4f} | {more} |")
-    record = {"methods": result, "answers": answers, "machine": describe_machine()}
+    record = {"methods": result, "answers": answers}
     publish("int4_quality", record, "\n".join(lines))
 
 

@@ -2,96 +2,62 @@
 
     python -m benchmarks.onnx_3b [--work DIR] [--block-size 32] [--layers 36] [--rounds 10]
 
-Makes a random checkpoint, builds a bundle (peak memory), builds the peer's model of the same
-decoder with the peer's own builder in its own environment (`.venv-peers`), then lets both
-decode in turns: batch 1, context 512, 16 tokens a turn, greedy. Also: what the mass costs of a
-decode step (the graph with it against the one without), what huge pages gain, and a `kv`
-re-injection of 256 tokens. The mass is judged by ONNX Runtime's own profile of the nodes that
-differ: their time is steady, while whole steps vary with where the weights lie.
-The engines that are compared stay loaded (4.5 GiB each), one works at a time.
-The peer's builder needs about 20 GiB at 36 layers; `--no-peer` leaves the peer out. Ends with
-one JSON line; exit code 6 when a gate fails.
+Makes a random checkpoint, builds a bundle (peak memory), and the peer's model of the same decoder
+as `peers` does, then lets both decode in turns: batch 1, context 512, 16 tokens a turn, greedy.
+Also: what the mass costs of a decode step (the graph with it against the one without), what huge
+pages gain, and a `kv` re-injection of 256 tokens. The mass is judged by ONNX Runtime's own profile
+of the nodes that differ: their time is steady, while whole steps vary with where the weights lie.
+The engines that are compared stay loaded (4.5 GiB each), one works at a time. The peer's builder
+needs about 22 GiB at 36 layers; `--no-peer` leaves the peer out. Ends with one JSON line; exit code
+6 when a gate fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from benchmarks.make_3b import NUM_PLAIN_TOKENS, make, make_peer, shape_3b
-from benchmarks.report import describe_machine, write_results
-
-ROOT = Path(__file__).parent.parent
-PEER_VENV = ROOT / ".venv-peers"
-PEER_PACKAGES = (
-    "torch==2.13.0",
-    "transformers==5.23.0",
-    "onnxruntime-genai==0.18.0",
-    "onnxruntime==1.32.0",
-    "onnx",
-    "onnx-ir",
-    "sentencepiece",
+from benchmarks.make_3b import NUM_PLAIN_TOKENS
+from benchmarks.peer_engines import (
+    GIB,
+    LAYERS,
+    PEERS,
+    ROOT,
+    NotAvailable,
+    checkpoint,
+    model_of,
+    python_of,
 )
+from benchmarks.report import publish
+from benchmarks.worker import Worker
+
+BLOCK_SIZE = 32
 CONTEXT, DECODE, REINJECT = 512, 16, 256
-GIB = 1 << 30
 BUILD_GATE_BYTES = 6 * GIB
 SPEED_GATE, MASS_GATE = 0.95, 0.03
 MASS_PAIRS, MASS_ROUNDS = 2, 3
 MASS_PROFILES, PROFILED_STEPS = 4, 64
-PEER_BUILD_BYTES_PER_PARAMETER = 6.5  # measured: 22.6 GB, files mapped included
-
-
-class Worker:
-    """A child process that answers JSON lines."""
-
-    def __init__(self, *command: str) -> None:
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        self.hello = self._read()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """The answer to one request."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise SystemExit(f"worker ended with exit code {self._process.wait()}")
+HEAD_LAYERS = 4  # as large as the head, which is built whatever the layers
 
 
 def prepare(work: Path, layers: int, block_size: int, reuse: bool) -> tuple[Path, dict[str, Any]]:
     """The bundle, and what its build cost; made afresh unless `reuse`."""
-    ckpt, bundle = work / f"ckpt_{layers}", work / f"bundle_{layers}_b{block_size}"
+    bundle = work / f"bundle_{layers}_b{block_size}"
     record = bundle.with_suffix(".json")
     if reuse and record.exists():
         known: dict[str, Any] = json.loads(record.read_text())
         return bundle, known
-    if not (ckpt / "tokenizer.json").exists():
-        shutil.rmtree(ckpt, ignore_errors=True)
-        _log(f"making {ckpt}")
-        make(ckpt, shape_3b(layers))
+    ckpt = checkpoint(work, peer=False, layers=layers)
     _log(f"building {bundle}")
     command = [sys.executable, "-m", "benchmarks.onnx_worker", "build"]
     command += [str(ckpt), str(bundle), "int4", str(block_size)]
@@ -103,52 +69,28 @@ def prepare(work: Path, layers: int, block_size: int, reuse: bool) -> tuple[Path
     return bundle, cost
 
 
-def prepare_peer(work: Path, layers: int, block_size: int) -> Path:
-    """The peer's int4 model of the same decoder, made by the peer's builder if absent."""
-    python = _peer_environment()
-    model = work / f"genai_{layers}_b{block_size}"
-    if (model / "genai_config.json").exists():
-        return model
-    source = work / f"peer_{layers}"
-    if not (source / "tokenizer.json").exists():
-        shutil.rmtree(source, ignore_errors=True)
-        _log(f"making {source}")
-        make_peer(source, shape_3b(layers))
-    _check_memory(layers)
-    _log(f"building {model} with onnxruntime-genai")
-    command = [python, "-m", "onnxruntime_genai.models.builder", "-m", str(source)]
-    command += ["-o", str(model), "-p", "int4", "-e", "cpu", "-c", str(work / "cache")]
-    command += ["--extra_options", "int4_accuracy_level=4", "prune_lm_head=true"]
-    command += [f"block_size={block_size}"]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    subprocess.run(command, check=True, stdout=sys.stderr, env=offline)
-    return model
+def prepare_peer(work: Path, layers: int, block_size: int, threads: int) -> list[str]:
+    """The command of the peer's worker, its int4 model of the same decoder made if absent."""
+    peer = next(p for p in PEERS if p.environment == "genai")
+    peer = replace(
+        peer,
+        name=f"{peer.name}{suffix(layers, block_size)}",
+        make=(*peer.make, f"block_size={block_size}"),
+        make_gib=peer.make_gib * (layers + HEAD_LAYERS) / (LAYERS + HEAD_LAYERS),
+    )
+    _log(f"preparing {peer.name}")
+    try:
+        python = python_of(peer, work)
+        model = model_of(peer, work, python, layers)
+    except NotAvailable as problem:
+        raise click.ClickException(f"{problem}; --no-peer leaves it out") from None
+    return [python, "benchmarks/peer_genai.py", str(model), str(threads)]
 
 
-def _peer_environment() -> str:
-    python = PEER_VENV / "bin" / "python"
-    if not python.exists():
-        _log(f"setting up {PEER_VENV}")
-        subprocess.run([sys.executable, "-m", "venv", str(PEER_VENV)], check=True)
-    probe = [str(python), "-c", "import onnxruntime_genai, torch, transformers"]
-    if subprocess.run(probe, capture_output=True).returncode:
-        pip = [str(python), "-m", "pip", "install", "-q", *PEER_PACKAGES]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
-    return str(python)
-
-
-def _check_memory(layers: int) -> None:
-    text = shape_3b(layers).text
-    per_layer = 3 * text.hidden_size * text.intermediate_size + 2 * text.hidden_size**2
-    count = layers * per_layer + text.vocab_size * text.hidden_size
-    need = PEER_BUILD_BYTES_PER_PARAMETER * count
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
-    if free < need:
-        raise click.ClickException(
-            f"the peer's builder needs about {need / GIB:.0f} GiB, {free / GIB:.1f} GiB are free: "
-            "free memory, take fewer --layers, or leave the peer out with --no-peer"
-        )
+def suffix(layers: int, block_size: int) -> str:
+    """What tells files of this shape from those of the usual one."""
+    text = "" if layers == LAYERS else f"_{layers}_layers"
+    return text if block_size == BLOCK_SIZE else f"{text}_block_{block_size}"
 
 
 def measure(workers: dict[str, Worker], rounds: int) -> dict[str, list[dict[str, Any]]]:
@@ -177,11 +119,9 @@ def mass_pair(command: tuple[str, ...], *, mass_first: bool) -> dict[str, list[d
     """
     kinds = {"small_pages": "small", "mass": "mass"}
     order = list(kinds)[:: -1 if mass_first else 1]
-    workers = {name: Worker(*command, kinds[name]) for name in order}
-    runs = measure(workers, MASS_ROUNDS)
-    for worker in workers.values():
-        worker.close()
-    return runs
+    with contextlib.ExitStack() as loaded:
+        workers = {name: loaded.enter_context(Worker(*command, kinds[name])) for name in order}
+        return measure(workers, MASS_ROUNDS)
 
 
 def mass_profile(bundle: Path, threads: int, *, mass_first: bool) -> float:
@@ -220,9 +160,9 @@ def rate(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 @click.command(help=__doc__)
-@click.option("--work", type=click.Path(path_type=Path), default=ROOT / "out" / "bench_3b")
-@click.option("--layers", default=36, show_default=True)
-@click.option("--block-size", default=32, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=ROOT / "out" / "peers")
+@click.option("--layers", default=LAYERS, show_default=True)
+@click.option("--block-size", default=BLOCK_SIZE, show_default=True)
 @click.option("--threads", default=os.cpu_count(), show_default=True)
 @click.option("--rounds", default=10, show_default=True)
 @click.option("--peer/--no-peer", default=True, show_default=True)
@@ -233,34 +173,23 @@ def main(
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     bundle, cost = prepare(work, layers, block_size, reuse)
-    peer_model = prepare_peer(work, layers, block_size) if peer else None
+    theirs = prepare_peer(work, layers, block_size, threads) if peer else None
     command = (sys.executable, "-m", "benchmarks.onnx_worker", "serve", str(bundle), str(threads))
-    workers = {"ours": Worker(*command, "huge")}
-    if peer_model is not None:
-        script = str(ROOT / "benchmarks" / "peer_genai.py")
-        python = str(PEER_VENV / "bin" / "python")
-        workers["peer"] = Worker(python, script, str(peer_model), str(threads))
-    runs = measure(workers, rounds)
-    if peer_model is not None:
-        workers.pop("peer").close()
-    workers["small_pages"] = Worker(*command, "small")
-    paged = measure(workers, rounds)
-    asked = [workers["ours"].ask(reinject=REINJECT, context=CONTEXT) for _ in range(20)]
+    with Worker(*command, "huge") as ours:
+        with Worker(*theirs) if theirs else contextlib.nullcontext() as other:
+            runs = measure({"ours": ours} | ({"peer": other} if other else {}), rounds)
+        with Worker(*command, "small") as small:
+            paged = measure({"ours": ours, "small_pages": small}, rounds)
+            asked = [ours.ask(reinject=REINJECT, context=CONTEXT) for _ in range(20)]
     times = [answer["reinject_s"] for answer in asked]
-    memory = runs["ours"][-1]["memory"]
-    memory["huge_pages"] = workers["ours"].hello["huge_page_bytes"]
-    for worker in workers.values():
-        worker.close()
+    memory = runs["ours"][-1]["memory"] | {"huge_pages": ours.hello["huge_page_bytes"]}
     pairs = [mass_pair(command, mass_first=i % 2 == 1) for i in range(MASS_PAIRS)]
     profiles = [mass_profile(bundle, threads, mass_first=i % 2 == 1) for i in range(MASS_PROFILES)]
     result = summarise(runs, paged, pairs, profiles, cost, times, memory)
     result |= {"layers": layers, "block_size": block_size, "threads": threads, "rounds": rounds}
-    result["machine"] = describe_machine()
-    suffix = "" if layers == 36 else f"_{layers}_layers"
-    suffix += "" if block_size == 32 else f"_block_{block_size}"
-    suffix += "" if threads == os.cpu_count() else f"_{threads}_threads"
-    write_results(f"onnx_3b{suffix}", result, to_table(result))
-    print(json.dumps(result))
+    name = "onnx_3b" + suffix(layers, block_size)
+    name += "" if threads == os.cpu_count() else f"_{threads}_threads"
+    publish(name, result, to_table(result))
     sys.exit(0 if all(v is not False for v in result["passed"].values()) else 6)
 
 

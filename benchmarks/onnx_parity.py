@@ -8,7 +8,6 @@ int4: their scores beside float32's. Ends with one JSON line; exit code 6 when a
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.report import describe_machine, write_results
+from benchmarks.report import publish
 from build_engines import build
 from la_trt.api import LookAgain
 from la_trt.eval.lookworld import EvalConfig, evaluate, questions
@@ -156,10 +155,8 @@ def main(ckpt: Path, num_questions: int, scored: int, block_size: int, max_token
         "same_answers": sum(r.num_same for r in rows),
         "answers": sum(r.num_questions for r in rows),
         "seconds": round(time.perf_counter() - start, 1),
-        "machine": describe_machine(),
     }
-    write_results("onnx_parity", result, "\n".join(table))
-    print(json.dumps(result))
+    publish("onnx_parity", result, "\n".join(table))
     sys.exit(0 if all(passed.values()) else 6)
 
 

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
+
 from benchmarks.make_3b import make, make_peer, shape_3b
 
 ROOT = Path(__file__).parent.parent
 GIB = 1 << 30
+LAYERS = 36
 
 
-class NotAvailable(Exception):
+class NotAvailable(click.ClickException):
     """An engine cannot be measured here; the message is the cause."""
 
 
@@ -154,12 +157,12 @@ def require_memory(gib: float, what: str) -> None:
         raise NotAvailable(f"{what} needs about {gib:g} GiB of memory, {free:.1f} GiB are free")
 
 
-def checkpoint(work: Path, *, peer: bool) -> Path:
+def checkpoint(work: Path, *, peer: bool, layers: int = LAYERS) -> Path:
     """The random 3B checkpoint, made if absent: whole, or its decoder as a Qwen2 model."""
-    path = work / ("lm" if peer else "vl")
+    path = work / (("lm" if peer else "vl") + ("" if layers == LAYERS else f"_{layers}"))
     if not (path / "tokenizer.json").exists():
         shutil.rmtree(path, ignore_errors=True)
-        (make_peer if peer else make)(path, shape_3b())
+        (make_peer if peer else make)(path, shape_3b(layers))
     return path
 
 
@@ -180,9 +183,9 @@ def python_of(peer: Peer, work: Path) -> str:
     return str(python)
 
 
-def model_of(peer: Peer, work: Path, python: str) -> Path:
+def model_of(peer: Peer, work: Path, python: str, layers: int = LAYERS) -> Path:
     """The peer's model directory or file, made if absent. Raises NotAvailable."""
-    ckpt = checkpoint(work, peer=True)
+    ckpt = checkpoint(work, peer=True, layers=layers)
     if not peer.make:
         return ckpt
     model = work / "models" / peer.name.replace(" ", "_")
@@ -201,10 +204,15 @@ def model_of(peer: Peer, work: Path, python: str) -> Path:
     return model
 
 
+def ending(code: int, said: str) -> str:
+    """How a process ended, and the last that it said."""
+    last = " / ".join(said.strip().splitlines()[-3:])[-400:]
+    return f"ended with exit code {code}: {last}".removesuffix(": ")
+
+
 def _run(command: list[str], what: str, env: Mapping[str, str] | None = None) -> None:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=env
     )
     if done.returncode:
-        last = " / ".join(done.stdout.strip().splitlines()[-3:])
-        raise NotAvailable(f"{what} ended with exit code {done.returncode}: {last[-400:]}")
+        raise NotAvailable(f"{what} {ending(done.returncode, done.stdout)}")

@@ -1,6 +1,6 @@
 """The peer's side of `onnx_3b`: onnxruntime-genai, driven line by line over stdin and stdout.
 
-    .venv-peers/bin/python benchmarks/peer_genai.py MODEL_DIR THREADS
+    python benchmarks/peer_genai.py MODEL_DIR THREADS
 
 Runs in its own environment and imports nothing of this project. Each line in is a JSON object
 {"ids", "decode"}, each line out {"prefill_s", "decode_s": [...], "cpu_s"}; the last is the

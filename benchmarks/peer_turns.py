@@ -11,6 +11,7 @@ and the answers checked, as in `peers`. Ends with one JSON line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
@@ -22,12 +23,12 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.onnx_3b import Worker
-from benchmarks.peer_engines import ROOT, NotAvailable
+from benchmarks.peer_engines import ROOT
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peer_table import is_ours, rates_of
 from benchmarks.peers import CONTEXTS, OURS, check, names, prepare, prompt, reference_top
-from benchmarks.report import bounds_of, describe_machine, median_and_bounds, publish
+from benchmarks.report import bounds_of, median_and_bounds, publish
+from benchmarks.worker import Worker
 
 
 def in_turns(
@@ -124,11 +125,11 @@ def main(
     top = reference_top(work)
     workers: dict[str, Worker] = {}
     checks: dict[str, str] = {}
-    try:
+    with contextlib.ExitStack() as loaded:
         for engine in engines:
             click.echo(f"loading {engine}", err=True)
             bits, _, command = prepare(engine, work, threads)
-            workers[engine] = Worker(*command)
+            workers[engine] = loaded.enter_context(Worker(*command))
             checks[engine] = check(workers[engine], top, bits, ours=engine in OURS)
         found: dict[str, Any] = {}
         turns = len(contexts) * (rounds + 1) * len(engines)
@@ -143,11 +144,6 @@ def main(
                     }
                     for engine in rates
                 }
-    except NotAvailable as problem:
-        raise click.ClickException(str(problem)) from None
-    finally:
-        for worker in workers.values():
-            worker.close()
     result = {
         "benchmark": name,
         "engines": list(engines),
@@ -157,7 +153,6 @@ def main(
         "decode": decode,
         "threads": threads,
         "probes": [before, machine_peaks(threads)],
-        "machine": describe_machine(),
     }
     publish(name, result, to_table(result))
 

@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.make_3b import NUM_PLAIN_TOKENS
 from benchmarks.native_bundle import pack
-from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import (
     PEERS,
     ROOT,
@@ -41,7 +40,8 @@ from benchmarks.peer_engines import (
 )
 from benchmarks.peer_probe import machine_peaks
 from benchmarks.peer_table import rates_of, summarise, to_table
-from benchmarks.report import describe_machine, median_and_bounds, publish
+from benchmarks.report import median_and_bounds, publish
+from benchmarks.worker import Worker
 from build_engines.quantize import Quant
 
 OURS = {  # bits, weights that share a scale
@@ -173,12 +173,8 @@ def record_of(
     top = reference_top(work)
     bits, model, command = prepare(name, work, threads)
     before = machine_peaks(threads)
-    try:
-        worker = Worker(*command)
-    except SystemExit as problem:
-        raise NotAvailable(f"it did not start: {problem}") from None
-    record: dict[str, Any] = {"engine": name, "bits": bits, **worker.hello}
-    try:
+    with Worker(*command) as worker:
+        record: dict[str, Any] = {"engine": name, "bits": bits, **worker.hello}
         if name == REFERENCE:
             top = worker.ask(ids=prompt(CHECK_IDS, 0), top=CHECK_TOP)["top"]
             (work / "reference.json").write_text(json.dumps(top))
@@ -187,10 +183,6 @@ def record_of(
         if name in OURS:
             record["alone"] = ours_alone(worker, rounds, mass_steps)
             record["weight_bytes"] = decoder_bytes(model)
-    except SystemExit as problem:
-        raise NotAvailable(f"it ended while running: {problem}") from None
-    finally:
-        worker.close()
     record["probes"] = [before, machine_peaks(threads)]
     record["load_average"] = os.getloadavg()[0]
     record["time"] = datetime.now(UTC).isoformat(timespec="minutes")
@@ -256,8 +248,7 @@ def main(
             record = {"engine": name, "cause": str(problem)}
             click.echo(f"  {problem}", err=True)
         records.append(record)
-    result = summarise(records)
-    result |= {"threads": threads, "machine": describe_machine()}
+    result = {**summarise(records), "threads": threads}
     publish(results, result, to_table(result), records=records)
 
 

@@ -44,15 +44,6 @@ def command_line() -> str:
     return f"python -m benchmarks.{module} {shlex.join(sys.argv[1:])}".rstrip()
 
 
-def write_results(name: str, result: dict[str, Any], table: str) -> None:
-    """Write `results/<name>.json` and `results/<name>.md`."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
-    text = f"# {name}\n\n`{command_line()}`\n\n{machine}\n\n{table}\n"
-    (RESULTS / f"{name}.md").write_text(text)
-
-
 def median_ranks(num: int) -> tuple[int, int]:
     """The two of `num` ordered values, from 0, that hold the median with 95 % confidence.
 
@@ -81,8 +72,16 @@ def bounds_of(num: int) -> str:
 
 
 def publish(name: str, result: dict[str, Any], table: str, **kept: Any) -> None:
-    """Write the results, `kept` beside them; the table to stderr, one JSON line to stdout."""
-    write_results(name, {**result, **kept}, table)
+    """Write `results/<name>.json` and `results/<name>.md`, `kept` in the first alone.
+
+    The result gains the command and the machine. The table to stderr, one JSON line to stdout.
+    """
+    command, machine = command_line(), describe_machine()
+    result = {**result, "command": command, "machine": machine}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**result, **kept}, indent=1) + "\n")
+    said = ", ".join(f"{k} {v}" for k, v in machine.items())
+    (RESULTS / f"{name}.md").write_text(f"# {name}\n\n`{command}`\n\n{said}\n\n{table}\n")
     print(table, file=sys.stderr)
     print(json.dumps(result))
 

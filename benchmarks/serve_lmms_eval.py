@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import command_line, describe_machine, write_results
+from benchmarks.report import publish
 from benchmarks.serve_client import NAME, Question, post, questions, request, serving
 
 TASK = "lookworld_count"
@@ -91,10 +91,8 @@ def main() -> None:
         own = asyncio.run(own_score(server.port, asked, options.max_tokens))
     same = abs(scored["accuracy"] - own) < 1e-9
     found = {"questions": len(asked), **scored, "own_accuracy": own, "same": same}
-    result = {"command": command_line(), "machine": describe_machine(), **found}
     rows = [f"| {name} | {value} |" for name, value in found.items()]
-    write_results("serve_lmms_eval", result, "\n".join(["| | |", "| --- | --- |", *rows]))
-    print(json.dumps(found))
+    publish("serve_lmms_eval", found, "\n".join(["| | |", "| --- | --- |", *rows]))
     sys.exit(0 if same and own > 0.5 else 1)
 
 

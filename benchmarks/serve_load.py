@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import time
 from typing import Any
 
-from benchmarks.report import command_line, describe_machine, write_results
+from benchmarks.report import publish
 from benchmarks.serve_client import metric, post, questions, request, serving
 
 AT_ONCE = 200
@@ -33,8 +32,6 @@ def main() -> None:
     options = parser.parse_args()
     with serving(backend=options.backend) as server:
         result: dict[str, Any] = {
-            "command": command_line(),
-            "machine": describe_machine(),
             "at_once": asyncio.run(at_once(server.port)),
             "leaving": asyncio.run(leaving(server.port)),
             "apart": asyncio.run(apart(server.port, options.requests)),
@@ -47,8 +44,7 @@ def main() -> None:
     }
     result["checks"] = checks
     rows = [f"| {name} | {'yes' if held else 'NO'} |" for name, held in checks.items()]
-    write_results("serve_load", result, "\n".join(["| check | held |", "| --- | --- |", *rows]))
-    print(json.dumps({k: result[k] for k in ("at_once", "leaving", "apart", "checks")}))
+    publish("serve_load", result, "\n".join(["| check | held |", "| --- | --- |", *rows]))
     sys.exit(0 if all(checks.values()) else 1)
 
 

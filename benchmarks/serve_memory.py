@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import time
 from typing import Any
 
 import numpy as np
 
-from benchmarks.report import command_line, describe_machine, memory_bytes, write_results
+from benchmarks.report import memory_bytes, publish
 from benchmarks.serve_client import Question, post, questions, request, serving
 
 AIMED_AT_MIB = 5.0
@@ -39,8 +38,6 @@ def main() -> None:
     numbers, sizes = np.array([n for n, _ in half]), np.array([b for _, b in half])
     slope = float(np.polyfit(numbers, sizes, 1)[0]) * 1000 / MIB
     result: dict[str, Any] = {
-        "command": command_line(),
-        "machine": describe_machine(),
         "minutes": options.minutes,
         "requests": samples[-1][0],
         "first_mib": round(samples[0][1] / MIB, 1),
@@ -48,10 +45,8 @@ def main() -> None:
         "growth_mib_per_1000": round(slope, 3),
         "aimed_at": AIMED_AT_MIB,
     }
-    keys = ("minutes", "requests", "first_mib", "last_mib", "growth_mib_per_1000", "aimed_at")
-    rows = [f"| {key} | {result[key]} |" for key in keys]
-    write_results("serve_memory", result, "\n".join(["| | |", "| --- | --- |", *rows]))
-    print(json.dumps({key: result[key] for key in keys}))
+    rows = [f"| {key} | {value} |" for key, value in result.items()]
+    publish("serve_memory", result, "\n".join(["| | |", "| --- | --- |", *rows]))
 
 
 async def load(port: int, pid: int, seconds: float) -> list[tuple[int, int]]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import command_line, describe_machine, write_results
+from benchmarks.report import publish
 from benchmarks.serve_client import Question, Reply, post, questions, request, serving
 
 AT_ONCE = 8
@@ -40,15 +39,12 @@ def main() -> None:
     flags = ("--threads", str(options.threads), *NO_CACHES)
     with serving(*flags, backend=options.backend, engine=options.engine) as server:
         result: dict[str, Any] = {
-            "command": command_line(),
-            "machine": describe_machine(),
             "threads": options.threads,
             "max_tokens": options.max_tokens,
             "throughput": asyncio.run(throughput(server.port, options)),
             "ttft": asyncio.run(ttft(server.port, options)),
         }
-    write_results(options.name, result, table(result))
-    print(json.dumps({k: result[k] for k in ("throughput", "ttft")}))
+    publish(options.name, result, table(result))
 
 
 async def throughput(port: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.report import bounds_of, describe_machine, median_and_bounds, publish
+from benchmarks.report import bounds_of, median_and_bounds, publish
 from build_engines.build import build
 from la_trt import LookAgain
 from la_trt.api import make_options
@@ -233,7 +233,6 @@ def main(
         "tokens": sum(len(answer.tokens) for answer in answers),
         "learned": num_learned,
         "threads": threads,
-        "machine": describe_machine(),
     }
     publish(name, result, to_table(result))
 

@@ -11,6 +11,7 @@ Nothing is written unless their embeddings agree with float32's, to a relative e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
@@ -23,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.make_3b import make, shape_3b
 from benchmarks.native_bundle import pack
-from benchmarks.onnx_3b import Worker
 from benchmarks.peer_engines import PEERS, ROOT, python_of
 from benchmarks.peer_probe import machine_peaks
-from benchmarks.report import describe_machine, publish
+from benchmarks.report import publish
+from benchmarks.worker import Worker
 from build_engines.quantize import Quant
 from la_trt.config import VisionConfig
 
@@ -66,34 +67,36 @@ def main(work: Path, side: int, threads: int, rounds: int, max_error: float, nam
         make(ckpt, config)
     peer = next(p for p in PEERS if p.environment == "transformers")
     python = python_of(peer, work)
-    workers = {}
+    commands = {}
     for ours, (quant, block_size) in OURS.items():
         bundle = work / (f"tower_int8_{block_size}" if quant == "int8" else "tower_bf16")
         if not bundle.exists():
             pack(ckpt, bundle, quant, block_size, dtype="bfloat16")
-        workers[ours] = Worker(sys.executable, SCRIPT, "ours", str(bundle), str(threads))
+        commands[ours] = (sys.executable, SCRIPT, "ours", str(bundle), str(threads))
     for theirs, dtype in DTYPES.items():
-        workers[theirs] = Worker(python, SCRIPT, dtype, str(ckpt), str(threads))
+        commands[theirs] = (python, SCRIPT, dtype, str(ckpt), str(threads))
     grid = [1, side // config.vision.patch_size, side // config.vision.patch_size]
     patches = grid[1] * grid[2]
     pixels = work / "pixels.npy"
     rng = np.random.default_rng(0)
     np.save(pixels, rng.standard_normal((patches, config.vision.patch_dim)).astype(np.float32))
-    seconds: dict[str, list[float]] = {engine: [] for engine in workers}
-    embeds = {engine: work / f"embeds_{i}.npy" for i, engine in enumerate(workers)}
-    before = machine_peaks(threads)
-    for i in range(rounds + 1):  # the first warms up
-        for engine, worker in workers.items():
-            answer = worker.ask(pixels=str(pixels), grid=grid, embeds=str(embeds[engine]))
-            if i:
-                seconds[engine].append(answer["seconds"])
-                click.echo(f"  {engine}: {answer['seconds']:.2f} s", err=True)
+    seconds: dict[str, list[float]] = {engine: [] for engine in commands}
+    embeds = {engine: work / f"embeds_{i}.npy" for i, engine in enumerate(commands)}
+    with contextlib.ExitStack() as loaded:
+        workers = {e: loaded.enter_context(Worker(*words)) for e, words in commands.items()}
+        before = machine_peaks(threads)
+        for i in range(rounds + 1):  # the first warms up
+            for engine, worker in workers.items():
+                answer = worker.ask(pixels=str(pixels), grid=grid, embeds=str(embeds[engine]))
+                if i:
+                    seconds[engine].append(answer["seconds"])
+                    click.echo(f"  {engine}: {answer['seconds']:.2f} s", err=True)
+        after = machine_peaks(threads)
     values = {engine: np.load(path) for engine, path in embeds.items()}
     norm = np.linalg.norm(values[REFERENCE])
     errors = {e: float(np.linalg.norm(v - values[REFERENCE]) / norm) for e, v in values.items()}
     if not max(errors.values()) <= max_error:
         raise click.ClickException(f"embeddings differ from {REFERENCE}'s by {errors}")
-    after = machine_peaks(threads)
     ratios = {
         ours: {
             theirs: [t / o for o, t in zip(seconds[ours], seconds[theirs], strict=True)]
@@ -122,10 +125,7 @@ def main(work: Path, side: int, threads: int, rounds: int, max_error: float, nam
         "dot_gop_s_peak": peak,
         "versions": {engine: worker.hello["version"] for engine, worker in workers.items()},
         "load_average": os.getloadavg()[0],
-        "machine": describe_machine(),
     }
-    for worker in workers.values():
-        worker.close()
     lines = [
         f"3B vision tower, one image of {side} x {side} ({patches} patches, "
         f"{ops / 1e12:.2f} Top in its matrices), {threads} threads, in turns, {rounds} rounds.",
