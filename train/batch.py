@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from la_trt.model import KvCopies
 from la_trt.processor.types import Prompt
 from train.sequences import IGNORE
 
-__all__ = ["IGNORE", "Batch", "TrainingSequence", "collate"]
+__all__ = ["IGNORE", "Batch", "TrainingSequence", "collate", "pieces"]
 
 IntArray = NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,12 @@ class Batch:
             **{f.name: getattr(self.copies, f.name).to(device) for f in fields(KvCopies)}
         )
         return replace(self, copies=copies, **tensors)
+
+
+def pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items, `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def collate(sequences: Sequence[TrainingSequence], *, pad_id: int = 0) -> Batch:

@@ -20,7 +20,6 @@ import click
 import torch
 
 from la_trt.api import end_tokens
-from la_trt.errors import LookAgainError, UsageError
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import WorldConfig
 from la_trt.model.weights import load_model, save_pretrained
@@ -29,14 +28,15 @@ from la_trt.reattention.policy import resolve_policy
 from la_trt.session import Session
 from train.actor import DTYPES, make_actor
 from train.board import Board
-from train.checkpointing import fingerprint, load_state, save_state
+from train.checkpointing import check_same_run, fingerprint, fixed, load_state, save_state
 from train.coldstart import training_world
 from train.command import run
+from train.data import skipped_rows
 from train.options import run_options, setting_options, with_settings
 from train.parallel import from_first, join
 from train.precision import copy_in, fast_attention, slowness_note
 from train.presets_brpo import PRESETS, BrpoConfig
-from train.progress import RunLog, forget_after, skipped_rows
+from train.progress import RunLog
 from train.ranges import check_device
 from train.rollout import (
     Answer,
@@ -96,7 +96,12 @@ class Trainer:
         plain = from_first(None if state is None else {name: state[name] for name in PLAIN})
         self.tasks = self._tasks(data, images, world, 0 if plain is None else plain["position"])
         if plain is not None:
-            self._check(plain)
+            was, now = plain["origin"], self.origin
+            check_same_run(
+                self.path,
+                fixed(plain["config"], FREE) | {"--ckpt": was["start"], "--data": was["data"]},
+                fixed(config.to_dict(), FREE) | {"--ckpt": now["start"], "--data": now["data"]},
+            )
             self.actor.load({} if state is None else state["actor"])
             self.step = plain["step"]
 
@@ -119,20 +124,6 @@ class Trainer:
         )
         self.origin["data"] = tasks.fingerprint
         return tasks
-
-    def _check(self, state: dict[str, Any]) -> None:
-        """Raise UsageError where the state is of another run; FREE settings may differ."""
-        for what, own, saved in (
-            ("settings", fixed(self.config.to_dict()), fixed(state["config"])),
-            ("--ckpt or --data", self.origin, state["origin"]),
-        ):
-            if own != saved:
-                differ = [k for k in own if own[k] != saved.get(k)]
-                raise UsageError(
-                    f"{self.path}: was begun with other {what} ({', '.join(differ)})\n"
-                    "give the same ones, or another output",
-                    name="E_STATE",
-                )
 
     def save(self) -> None:
         """Nothing; the whole state is on disk, or the one before. To be called everywhere."""
@@ -192,17 +183,10 @@ class Trainer:
         return answers, rows
 
 
-def fixed(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The settings that a run must keep, by name."""
-    flat = {name: value for part in config.values() for name, value in part.items()}
-    return {name: value for name, value in flat.items() if name not in FREE}
-
-
 def brpo(trainer: Trainer) -> Path:
     """The exported checkpoint's directory; goes on where an earlier run stopped."""
     config, output = trainer.config.run, trainer.output
     name = "brpo" if trainer.rank == 0 else f"brpo-{trainer.rank}"
-    forget_after(output / f"{name}.jsonl", trainer.step)
     board = Board(
         output / "tensorboard",
         config.tensorboard if trainer.rank == 0 else "off",
@@ -256,28 +240,24 @@ def main(
     **values: Any,
 ) -> None:
     """Train a model by reinforcement on its own answers."""
-    try:
-        config = with_settings(PRESETS[preset], values)
-        check_device(device)
-        asked = read_world(world)
-        said = {"preset": preset, **config.to_dict(), "world": asdict(asked)}
-        shown = json.dumps(said, indent=1)
+    config = with_settings(PRESETS[preset], values)
+    check_device(device)
+    asked = read_world(world)
+    said = {"preset": preset, **config.to_dict(), "world": asdict(asked)}
+    shown, first = json.dumps(said, indent=1), join()[0] == 0
+    if first:
         click.echo(shown, err=True)
         if note := slowness_note(config.optim.dtype, device):
             click.echo(note, err=True)
-        trainer = Trainer(
-            config, ckpt, output, data=data, images=images, world=asked, device=device
-        )
-        if trainer.rank == 0:
-            with atomic_file(output / "brpo_config.json") as file:
-                file.write(shown.encode() + b"\n")
-        directory = brpo(trainer)
-        if trainer.rank == 0 and (note := skipped_rows(trainer.tasks.skipped)):
+    trainer = Trainer(config, ckpt, output, data=data, images=images, world=asked, device=device)
+    if first:
+        with atomic_file(output / "brpo_config.json") as file:
+            file.write(shown.encode() + b"\n")
+    directory = brpo(trainer)
+    if first:
+        if note := skipped_rows(trainer.tasks.skipped):
             click.echo(note, err=True)
         click.echo(directory)
-    except LookAgainError as error:
-        click.echo(error.render(), err=True)
-        raise SystemExit(error.exit_code) from error
 
 
 if __name__ == "__main__":

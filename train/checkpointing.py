@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,13 +79,16 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     return state
 
 
-def check_same_run(path: Path, state: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
-    """Raise UsageError E_STATE where the state at `path` was begun with other values of `kept`.
+def fixed(config: Mapping[str, Mapping[str, Any]], free: Collection[str]) -> dict[str, Any]:
+    """The settings that a run must keep, by name: those of all parts but `free`."""
+    flat = {name: value for part in config.values() for name, value in part.items()}
+    return {name: value for name, value in flat.items() if name not in free}
 
-    The state has them as its entry `kept`; an older state, which has none, is taken.
-    """
-    found = differences(state.get("kept", kept), dict(kept))
-    differ = [f"{name} {was}, now {now}" for name, was, now in found]
+
+def check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UsageError E_STATE where the state at `path` was begun with other values than `now`."""
+    found = differences(dict(before), dict(now))
+    differ = [f"{name} {was}, now {wanted}" for name, was, wanted in found]
     if differ:
         raise UsageError(
             f"{path}: was begun with {'; '.join(differ)}\ngive the same, or another output",

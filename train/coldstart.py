@@ -197,7 +197,8 @@ class Trainer:
         self.kept = {"seed": config.seed, "layers": config.layers}
         state = load_state(self.path)
         if state is not None:
-            check_same_run(self.path, state, self.kept)
+            before = state.get("kept", self.kept)  # an older state does not say
+            check_same_run(self.path, before, self.kept)
             self.weights.load_state_dict(state["weights"])
             self.step = state["step"]
         if not config.train_tower or not config.pictures:
@@ -266,12 +267,8 @@ class Trainer:
         In this order: a run that is killed between the two goes on from the state before, and
         exports again.
         """
-        export(
-            self.tensors(),
-            self.model.config,
-            self.output / "tokenizer",
-            self.output / "checkpoint",
-        )
+        companions, directory = self.output / "tokenizer", self.output / "checkpoint"
+        export(self.tensors(), self.model.config, directory, companions=companions)
         state = {"weights": self.weights.state_dict(), "step": self.step, "kept": self.kept}
         save_state(self.path, state)
 

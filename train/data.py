@@ -35,9 +35,11 @@ __all__ = [
     "LookWorldRef",
     "RowError",
     "RowLimits",
+    "by_reason",
     "encode_response",
     "lookworld_example",
     "read_examples",
+    "skipped_rows",
     "to_row",
 ]
 
@@ -51,9 +53,9 @@ class ExampleReader(Iterator[Example]):
     """The usable examples of a file, one after the other.
 
     `position` counts the rows passed so far, the skipped ones too: a reader made with
-    `start=position` goes on with the next. `skipped` counts bad rows by reason, `num_examples`
-    the good ones, both since this reader was made. `num_rows` are the file's, `fingerprint` its
-    sha256: a position means something only for the same file and seed.
+    `start=position` goes on with the next. `skipped` counts bad rows by reason since this reader
+    was made. `num_rows` are the file's, `fingerprint` its sha256: a position means something only
+    for the same file and seed.
     """
 
     def __init__(
@@ -76,7 +78,6 @@ class ExampleReader(Iterator[Example]):
         self.images_dir = path.parent if images_dir is None else images_dir
         self.seed, self.epochs, self.position = seed, epochs, start
         self.skipped: Counter[str] = Counter()
-        self.num_examples = 0
         self._require = tuple(require)
         self._limits = limits or RowLimits()
         self._offsets, self.fingerprint = _index(path)
@@ -92,7 +93,8 @@ class ExampleReader(Iterator[Example]):
         while self.epochs is None or self.position < self.epochs * self.num_rows:
             if self.epochs is None and self.position - self._last_good >= 2 * self.num_rows:
                 raise InputError(
-                    f"{self.path}: none of {self.num_rows} rows can be used\n{self.report()}",
+                    f"{self.path}: none of {self.num_rows} rows can be used "
+                    f"({by_reason(self.skipped)})\ngive rows as docs/data.md says",
                     name="E_DATA",
                 )
             epoch, at = divmod(self.position, self.num_rows)
@@ -102,7 +104,6 @@ class ExampleReader(Iterator[Example]):
             except RowError as error:
                 self.skipped[error.reason] += 1
                 continue
-            self.num_examples += 1
             self._last_good = self.position
             return example
         raise StopIteration
@@ -111,14 +112,6 @@ class ExampleReader(Iterator[Example]):
         """Raise InputError E_DATA for a file without rows, of which nothing can be learnt."""
         if not self.num_rows:
             raise InputError(f"{self.path}: no rows\ngive a JSONL file with rows", name="E_DATA")
-
-    def report(self) -> str:
-        """One line: how many examples there were, and how many rows were skipped for what."""
-        counts = ", ".join(f"{reason} {num}" for reason, num in sorted(self.skipped.items()))
-        return (
-            f"{self.path.name}: {self.num_examples} examples, {self.skipped.total()} rows skipped"
-            + (f" ({counts})" if counts else "")
-        )
 
     def _row(self, epoch: int, at: int) -> int:
         if self.seed is None:
@@ -152,6 +145,16 @@ def read_examples(
     `train.rows.read_row`. Raises InputError E_DATA when the file itself cannot be read.
     """
     return ExampleReader(Path(path), None if images_dir is None else Path(images_dir), **options)
+
+
+def by_reason(skipped: Counter[str]) -> str:
+    """How many rows were left out for what, '' for none."""
+    return ", ".join(f"{reason} {num}" for reason, num in sorted(skipped.items()))
+
+
+def skipped_rows(skipped: Counter[str]) -> str:
+    """One line that tells `skipped`, '' for none."""
+    return f"rows skipped since this start: {by_reason(skipped)}" if skipped else ""
 
 
 def encode_response(vocabulary: Vocabulary, text: str) -> list[int]:

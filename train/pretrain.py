@@ -115,7 +115,7 @@ def pretrain(config: PretrainConfig, output: Path) -> Path:
     state = load_state(path)
     kept = {"seed": config.seed, "muon": config.muon}
     if state is not None:
-        check_same_run(path, state, kept)
+        check_same_run(path, state.get("kept", kept), kept)  # an older state does not say
         weights.load_state_dict(state["weights"])
         first = state["step"]
     output.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +15,15 @@ from la_trt.files.atomic import atomic_file, write_errors
 
 
 class RunLog:
-    """A context that shows progress and appends metrics to `directory/NAME.jsonl`."""
+    """A context that shows progress and appends metrics to `directory/NAME.jsonl`.
+
+    The file's lines of steps after `done`, which a killed run wrote and will again, are dropped.
+    """
 
     def __init__(self, directory: Path, name: str, *, total: int, done: int = 0) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / f"{name}.jsonl"
+        _forget_after(self._path, done)
         self._file = self._path.open("a", encoding="utf-8")
         self._console = Console(stderr=True)
         self._bar = Progress(
@@ -64,14 +67,7 @@ class RunLog:
             self._console.print(f"{self._name} {line}", highlight=False, soft_wrap=True)
 
 
-def skipped_rows(skipped: Counter[str]) -> str:
-    """One line: how many rows were left out for what, '' for none."""
-    counts = ", ".join(f"{reason} {num}" for reason, num in sorted(skipped.items()))
-    return f"rows skipped since this start: {counts}" if counts else ""
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Nothing; drops the lines of steps after `step`, which a killed run wrote and will again."""
+def _forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []

@@ -198,9 +198,7 @@ def _judge(
     config: RewardConfig,
 ) -> Answer:
     tags = session.tags
-    num, inside = count_reflections(
-        _spoken(result, session), tags.reflection_open, tags.reflection_close
-    )
+    num, inside = count_reflections(_spoken(result), tags.reflection_open, tags.reflection_close)
     truncated = result.finish_reason == "length"
     rewards = reward_answer(
         result.text,
@@ -224,7 +222,7 @@ def _judge(
     )
 
 
-def _spoken(result: Result, session: Session) -> list[int]:
+def _spoken(result: Result) -> list[int]:
     """The answer's tokens without the one that ends it."""
     ended = result.finish_reason == "stop"
     return result.tokens[:-1] if ended else result.tokens

@@ -9,35 +9,43 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from torch import Tensor
 
-from la_trt.errors import LookAgainError, UsageError
+from la_trt.errors import UsageError
 from la_trt.files.atomic import atomic_file
 from la_trt.lookworld import WorldConfig
 from la_trt.model import MassQuery, QwenVL
-from la_trt.model.weights import load_model, save_pretrained
+from la_trt.model.weights import load_model
 from la_trt.processor.prompt import Processor
 from la_trt.tags import ALL_TAGS, REFLECTION_OPEN
 from train.added_tokens import missing_tags, start_rows, write_with_tags
-from train.batch import Batch, collate
+from train.batch import Batch, collate, pieces
 from train.board import Board
-from train.checkpointing import fingerprint, load_state, save_state, seed_generators
+from train.checkpointing import (
+    check_same_run,
+    fingerprint,
+    fixed,
+    load_state,
+    save_state,
+    seed_generators,
+)
 from train.coldstart import training_world
 from train.command import run
+from train.data import skipped_rows
+from train.export import export
 from train.learner import Learner
 from train.options import run_options, setting_options, with_settings
 from train.parallel import join
 from train.precision import fast_attention, keep_heap, slowness_note
 from train.presets_sft import PRESETS, SftConfig
-from train.progress import RunLog, forget_after, skipped_rows
+from train.progress import RunLog
 from train.ranges import check_device
 from train.reinject import Turn, build_sequences
 from train.schedule import warmup_stable_decay
@@ -89,12 +97,17 @@ class Trainer:
         positions = [0] * self.trainee.world if plain is None else plain["positions"]
         self.turns = self._turns(data, images, world or training_world(), positions)
         self.origin: dict[str, Any] = {
-            "settings": fixed(config),
+            "settings": fixed(asdict(config), FREE),
             "start": start,
             "data": self.turns.fingerprint,
         }
         if plain is not None:
-            self._check(plain)
+            was = {"start": start} | plain["origin"]  # an older state does not say
+            check_same_run(
+                self.path,
+                was["settings"] | {"--ckpt": was["start"], "--data": was["data"]},
+                self.origin["settings"] | {"--ckpt": start, "--data": self.turns.fingerprint},
+            )
             self.trainee.load(state or {})
             self.step, self.skipped_before = plain["step"], plain["skipped"]
 
@@ -140,23 +153,6 @@ class Trainer:
             max_length=self.config.data.max_length,
             share=share,
             position=position,
-        )
-
-    def _check(self, state: dict[str, Any]) -> None:
-        """Raise UsageError where the state is of another run; FREE settings may differ."""
-        saved, now = state["origin"], self.origin
-        settings = saved["settings"]
-        differ = [name for name, value in now["settings"].items() if value != settings.get(name)]
-        if saved.get("start", now["start"]) != now["start"]:  # an older state does not say
-            differ.append("--ckpt")
-        if saved["data"] != now["data"]:
-            differ.append("data")
-        if not differ:
-            return
-        raise UsageError(
-            f"{self.path}: was begun with other {', '.join(differ)}\n"
-            "give the same, or another output",
-            name="E_STATE",
         )
 
     def train_step(self) -> dict[str, float]:
@@ -250,10 +246,7 @@ class Trainer:
         directory = self.output / "checkpoint"
         state = self.trainee.model_state()
         if self.trainee.rank == 0:
-            with torch.device("meta"):
-                model = QwenVL(self.model_config)
-            model.load_state_dict(state, strict=True, assign=True)
-            save_pretrained(model, directory, dtype=torch.bfloat16, companions=self.companions)
+            export(state, self.model_config, directory, companions=self.companions)
         return directory
 
 
@@ -268,28 +261,15 @@ def prepare(ckpt: Path, directory: Path) -> tuple[QwenVL, Processor, Path]:
     return model, Processor.from_pretrained(directory), directory
 
 
-def fixed(config: SftConfig) -> dict[str, Any]:
-    """The settings that a run must keep, by name."""
-    flat = {name: value for part in asdict(config).values() for name, value in part.items()}
-    return {name: value for name, value in flat.items() if name not in FREE}
-
-
 def num_learned(turn: Turn) -> int:
     """Response tokens of the turn that have a loss."""
     return len(turn.response_ids) if turn.learn is None else int(turn.learn.sum())
-
-
-def pieces(turns: Sequence[Turn], size: int) -> Iterator[Sequence[Turn]]:
-    """The turns, `size` at a time."""
-    for start in range(0, len(turns), size):
-        yield turns[start : start + size]
 
 
 def sft(trainer: Trainer) -> Path:
     """The exported checkpoint's directory; goes on where an earlier run stopped."""
     run, output, first = trainer.config.run, trainer.output, trainer.trainee.rank == 0
     name = "sft" if first else f"sft-{trainer.trainee.rank}"
-    forget_after(output / f"{name}.jsonl", trainer.step)
     board = Board(
         output / "tensorboard", run.tensorboard if first else "off", first=trainer.step + 1
     )
@@ -327,36 +307,25 @@ def main(
     **values: Any,
 ) -> None:
     """Fine-tune on responses, with visual tokens put in before each <REFLECTION>."""
-    try:
-        config = with_settings(PRESETS[preset], values)
-        check_device(device)
-        first = join()[0] == 0
-        text = json.dumps(asdict(config) | {"world": asdict(read_world(world))}, indent=1)
-        if first:
-            click.echo(text, err=True)
-            if note := slowness_note(config.optim.dtype, device):
-                click.echo(note, err=True)
-        trainer = Trainer(
-            config,
-            ckpt,
-            output,
-            data=data,
-            images=images,
-            world=read_world(world),
-            device=device,
-        )
-        total = trainer.num_steps
-        if first:  # behind the checks: a refused run leaves the settings of the one before
-            click.echo(f"{trainer.step} of {total} steps done", err=True)
-            with atomic_file(output / "sft_config.json") as file:
-                file.write(text.encode() + b"\n")
-        directory = sft(trainer)
-        if first and (note := skipped_rows(trainer.turns.skipped)):
+    config = with_settings(PRESETS[preset], values)
+    check_device(device)
+    first, asked = join()[0] == 0, read_world(world)
+    text = json.dumps(asdict(config) | {"world": asdict(asked)}, indent=1)
+    if first:
+        click.echo(text, err=True)
+        if note := slowness_note(config.optim.dtype, device):
+            click.echo(note, err=True)
+    trainer = Trainer(config, ckpt, output, data=data, images=images, world=asked, device=device)
+    total = trainer.num_steps
+    if first:  # behind the checks: a refused run leaves the settings of the one before
+        click.echo(f"{trainer.step} of {total} steps done", err=True)
+        with atomic_file(output / "sft_config.json") as file:
+            file.write(text.encode() + b"\n")
+    directory = sft(trainer)
+    if first:
+        if note := skipped_rows(trainer.turns.skipped):
             click.echo(note, err=True)
         click.echo(directory)
-    except LookAgainError as error:
-        click.echo(error.render(), err=True)
-        raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from la_trt.processor.prompt import Processor
 from la_trt.processor.types import Prompt
 from train.data import Example, read_examples
 
-SEED_STRIDE = 1_000_000  # questions of the world's train split that belong to one seed
+# Each seed has a million samples of LookWorld's train split: BRPO asks about the first half, SFT
+# learns from the second.
+SEED_STRIDE = 1_000_000
+HALF = SEED_STRIDE // 2
 NUM_SEEDS = 60
 
 
@@ -46,8 +49,15 @@ def answer_seed(seed: int, position: int) -> int:
     return int(np.random.SeedSequence((seed, position)).generate_state(1, np.uint64)[0] >> 1)
 
 
+def first_sample(seed: int) -> int:
+    """The index of the seed's first sample. Raises UsageError for a seed that has none."""
+    if not 0 <= seed < NUM_SEEDS:
+        raise UsageError(f"seed: expected 0 to {NUM_SEEDS - 1}, got {seed}")
+    return (1 + seed) * SEED_STRIDE
+
+
 class LookWorldTasks:
-    """Questions of LookWorld's train split, none twice; other seeds have other questions."""
+    """Questions of LookWorld's train split; other seeds have other questions."""
 
     def __init__(
         self,
@@ -57,10 +67,8 @@ class LookWorldTasks:
         world: WorldConfig | None = None,
         position: int = 0,
     ) -> None:
-        if not 0 <= seed < NUM_SEEDS:
-            raise UsageError(f"seed: expected 0 to {NUM_SEEDS - 1}, got {seed}")
         self.processor, self.seed = processor, seed
-        self.position = position
+        self.position, self._first = position, first_sample(seed)
         self.world = world or WorldConfig()
         self.skipped: Counter[str] = Counter()
 
@@ -68,7 +76,7 @@ class LookWorldTasks:
         """The next question."""
         at = self.position
         self.position += 1
-        drawn = sample("train", (1 + self.seed) * SEED_STRIDE + at % SEED_STRIDE, self.world)
+        drawn = sample("train", self._first + at % HALF, self.world)
         assert drawn.image is not None, "a sample without its picture"
         return Task(
             prompt=self.processor(drawn.question.text, [drawn.image]),

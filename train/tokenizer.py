@@ -82,7 +82,7 @@ def _trained(num_samples: int) -> str:
 
 
 def write_tokenizer(directory: Path, *, num_samples: int = 4000) -> Vocabulary:
-    """The vocabulary, having written tokenizer, template and preprocessor files."""
+    """The vocabulary, having written the files of tokenizer, template, pictures and generation."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(_trained(num_samples), encoding="utf-8")
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -103,7 +103,13 @@ def write_tokenizer(directory: Path, *, num_samples: int = 4000) -> Vocabulary:
     )
     images = ImageConfig(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     _write(directory / "preprocessor_config.json", images.to_dict())
-    return Vocabulary.from_file(directory / "tokenizer.json")
+    vocabulary = Vocabulary.from_file(directory / "tokenizer.json")
+    end, pad = (vocabulary.controls[token] for token in ("<|im_end|>", "<|endoftext|>"))
+    _write(
+        directory / "generation_config.json",
+        {"do_sample": False, "bos_token_id": None, "eos_token_id": [end, pad], "pad_token_id": pad},
+    )
+    return vocabulary
 
 
 def padded_size(vocabulary: Vocabulary) -> int:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from la_trt.errors import InputError, UsageError
+from la_trt.errors import InputError
 from la_trt.lookworld import WorldConfig, sample
 from la_trt.processor.prompt import Processor
 from la_trt.processor.types import Prompt
@@ -18,11 +18,9 @@ from la_trt.tags import REFLECTION_OPEN
 from train.data import encode_response, read_examples
 from train.reinject import Turn, injection_steps
 from train.sequences import response_targets
+from train.tasks import HALF, first_sample
 
 END = "<|im_end|>"
-# Each seed has a million samples of LookWorld's train split; BRPO asks about the first half.
-SEED_STRIDE, FIRST_SAMPLE, NUM_SAMPLES = 1_000_000, 500_000, 500_000
-NUM_SEEDS = 60
 
 
 class Turns(Protocol):
@@ -66,10 +64,8 @@ class LookWorldTurns:
         share: tuple[int, int] = (0, 1),
         position: int = 0,
     ) -> None:
-        if not 0 <= seed < NUM_SEEDS:
-            raise UsageError(f"seed: expected 0 to {NUM_SEEDS - 1}, got {seed}")
         self.processor, self.world, self.share = processor, world, share
-        self.seed, self._position = seed, position or share[0]
+        self._first, self._position = first_sample(seed) + HALF, position or share[0]
         self.skipped: Counter[str] = Counter()
         self.fingerprint = f"lookworld {world}"
         self._end = end_token(processor)
@@ -80,9 +76,8 @@ class LookWorldTurns:
 
     def take(self) -> Turn:
         """The next one of this process's share."""
-        index = (1 + self.seed) * SEED_STRIDE + FIRST_SAMPLE + self._position % NUM_SAMPLES
+        drawn = sample("train", self._first + self._position % HALF, self.world)
         self._position += self.share[1]
-        drawn = sample("train", index, self.world)
         assert drawn.image is not None, "a sample without its picture"
         said = drawn.response
         ids, learn = response_targets(self.processor.vocabulary, said.text, said.spans)

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from la_trt.model import QwenVL
 from train.actor import Actor, Answers
-from train.batch import Batch, TrainingSequence, collate
+from train.batch import Batch, TrainingSequence, collate, pieces
 from train.losses import brpo_loss
 from train.parallel import mean_over_processes
 from train.policy import answer_logprobs
@@ -171,12 +171,6 @@ def _each(answers: Answers) -> list[Tensor]:
 def by_length(rows: Sequence[Row]) -> list[Row]:
     """The rows, short ones first: rows that share a pass then need little padding."""
     return sorted(rows, key=lambda row: len(row.sequence))
-
-
-def pieces(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    """The rows, `size` at a time."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def means(updates: Sequence[dict[str, float]]) -> dict[str, float]:

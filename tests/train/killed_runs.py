@@ -1,8 +1,8 @@
 """Runs of SFT in child processes that die where they are told to; prints nothing, leaves files.
 
 `python -m tests.train.killed_runs CHECKPOINT DIRECTORY`: an uninterrupted run, and one killed
-again and again: in the middle of a step, in the middle of writing a state, just after a state
-took its place, and at a moment of no choosing.
+again and again: in the middle of a step, in the middle of writing a state, from outside once the
+log shows a step, and just after a state took its place.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def in_a_step(number: int) -> None:
     """Die in the `number`-th step of this process, half of the weights being spoilt."""
     step, count = torch.optim.AdamW.step, 0
 
-    def broken(self: Any, *args: Any) -> Any:
+    def broken(self: Any, *args: Any, **options: Any) -> Any:
         nonlocal count
-        count += 1
-        if count == number:
+        count += not options  # torch has a call of its own when a state is read
+        if count == number and not options:
             with torch.no_grad():
                 for parameter in self.param_groups[0]["params"][::2]:
                     parameter.add_(1)
             die()
-        return step(self, *args)
+        return step(self, *args, **options)
 
     torch.optim.AdamW.step = broken  # type: ignore[method-assign]
 
@@ -92,8 +92,13 @@ def after_a_rename(number: int) -> None:
     os.replace = broken
 
 
-def run(ckpt: Path, output: Path, prepare: Callable[[], None] | None, after_s: float) -> int:
-    """How a child ended that trains in `output`: 0, or the signal that killed it."""
+def run(
+    ckpt: Path, output: Path, prepare: Callable[[], None] | None = None, *, until: int = 0
+) -> int:
+    """How a child ended that trains in `output`: 0, or the signal that killed it.
+
+    It is killed as soon as its log shows the step `until`.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -106,9 +111,12 @@ def run(ckpt: Path, output: Path, prepare: Callable[[], None] | None, after_s: f
             traceback.print_exc()
         finally:
             os._exit(code)
-    if after_s:
-        time.sleep(after_s)
-        os.kill(pid, signal.SIGKILL)
+    log, running = output / "sft.jsonl", os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while until and os.waitid(os.P_PID, pid, running) is None:
+        if log.exists() and f'"step": {until},' in log.read_text():
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.001)
     status = os.waitpid(pid, 0)[1]
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "a run failed"
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -117,21 +125,19 @@ def run(ckpt: Path, output: Path, prepare: Callable[[], None] | None, after_s: f
 def main() -> None:
     ckpt, directory = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    started = time.monotonic()
-    assert run(ckpt, directory / "whole", None, 0) == 0
-    seconds = time.monotonic() - started
-    deaths: list[tuple[Callable[[], None] | None, float]] = [
+    killed = directory / "killed"
+    assert run(ckpt, directory / "whole") == 0
+    deaths: list[tuple[Callable[[], None] | None, int]] = [
         (lambda: in_a_step(2), 0),  # before there is any state
         (lambda: in_a_save(1), 0),
-        (lambda: in_a_step(4), 0),  # after the state of step 2
-        (lambda: in_a_save(2), 0),
+        (None, 3),  # the log had no such step; the state is that of step 2
+        (lambda: in_a_step(2), 0),
+        (lambda: in_a_save(2), 0),  # of step 6
         (lambda: after_a_rename(1), 0),
-        (None, 0.6 * seconds),
     ]
-    for prepare, after_s in deaths:
-        ended = run(ckpt, directory / "killed", prepare, after_s)
-        assert ended == signal.SIGKILL or (after_s and ended == 0), "it was to be killed"
-    assert run(ckpt, directory / "killed", None, 0) == 0
+    for prepare, until in deaths:
+        assert run(ckpt, killed, prepare, until=until) == signal.SIGKILL, "it was to be killed"
+    assert run(ckpt, killed) == 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from la_trt.errors import MachineError, UsageError
 from la_trt.files.checkpoint import open_checkpoint
@@ -24,6 +23,7 @@ from tests.train.two_processes import start
 from train.board import Board
 from train.brpo import Trainer, brpo, main
 from train.coldstart import training_world
+from train.command import run
 from train.options import with_settings
 from train.presets_brpo import (
     PRESETS,
@@ -193,14 +193,19 @@ def test_a_run_goes_on_with_its_own_settings_only(ckpt: Path, tmp_path: Path) ->
     more = replace(TRIAL, run=replace(TRIAL.run, steps=9, save_every=3))
     Trainer(more, ckpt, tmp_path / "run")
     other = replace(TRIAL, objective=ObjectiveConfig(beta=0.2))
-    with pytest.raises(UsageError, match=r"other settings \(beta\)"):
+    with pytest.raises(UsageError, match=r"was begun with beta 0\.1, now 0\.2\n"):
         Trainer(other, ckpt, tmp_path / "run")
     changed = write_tiny_checkpoint(tmp_path / "changed", seed=1)
-    with pytest.raises(UsageError, match=r"other --ckpt or --data \(start\)"):
+    with pytest.raises(UsageError, match=r"begun with --ckpt \w+, now \w+\n"):
         Trainer(TRIAL, changed, tmp_path / "run")
     elsewhere = replace(training_world(), clutter=0.5)
-    with pytest.raises(UsageError, match=r"other --ckpt or --data \(data\)"):
+    with pytest.raises(UsageError, match=r"begun with --data lookworld .*, now lookworld "):
         Trainer(TRIAL, ckpt, tmp_path / "run", world=elsewhere)
+    state = torch.load(trainer.path, weights_only=True)
+    state["config"]["objective"]["gone"] = 3
+    torch.save(state, trainer.path)
+    with pytest.raises(UsageError, match="begun with gone 3, now None\n"):
+        Trainer(TRIAL, ckpt, tmp_path / "run")
 
 
 def test_answers_left_out_leave_the_weights_alone(ckpt: Path, tmp_path: Path) -> None:
@@ -254,7 +259,8 @@ def test_bfloat16_and_trained_tower(ckpt: Path, tmp_path: Path) -> None:
     assert trainer.actor.model.model.norm.weight.dtype == torch.bfloat16
 
 
-def launch(num: int, ckpt: Path, output: Path, *options: str) -> None:
+def launch(num: int, ckpt: Path, output: Path, *options: str) -> tuple[str, str]:
+    """What the processes said on stdout and on stderr."""
     paths = ["--ckpt", str(ckpt), "--output", str(output)]
     program = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
     done = subprocess.run(
@@ -265,6 +271,7 @@ def launch(num: int, ckpt: Path, output: Path, *options: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout, done.stderr
 
 
 SETTINGS = {
@@ -288,8 +295,7 @@ def alone(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process that holds everything."""
     output = tmp_path_factory.mktemp("alone")
     paths = ["--ckpt", str(ckpt), "--output", str(output)]
-    result = CliRunner().invoke(main, [*paths, *OPTIONS, "--questions", "2"])
-    assert result.exit_code == 0, result.output
+    assert run(main, [*paths, *OPTIONS, "--questions", "2"]) == 0
     return output
 
 
@@ -307,7 +313,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", ["--no-shard", "--shard"])
 def test_two_processes_learn_as_one(ckpt: Path, tmp_path: Path, alone: Path, shard: str) -> None:
-    launch(2, ckpt, tmp_path, *OPTIONS, "--questions", "1", shard)
+    out, err = launch(2, ckpt, tmp_path, *OPTIONS, "--questions", "1", shard)
+    assert out == f"{tmp_path / 'checkpoint'}\n" and err.count('"preset"') == 1
     assert_same_run(alone, tmp_path)
     saved = load_model(tmp_path / "checkpoint").state_dict()
     torch.testing.assert_close(
@@ -350,26 +357,26 @@ def test_of_two_processes_one_reads_the_state_and_both_go_on(pairs: Path, kind: 
     assert len(metrics(whole)) == 2 and metrics(whole)[1:] == metrics(again)
 
 
-def test_command_line_saves_its_settings(ckpt: Path, tmp_path: Path) -> None:
+def test_command_line_saves_its_settings(
+    ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = ["--ckpt", str(ckpt), "--output", str(tmp_path)]
-    result = CliRunner().invoke(
-        main,
-        [
-            *(*common, *OPTIONS, "--steps", "1", "--questions", "1", "--clip-high", "0.3"),
-            *("--world", "clutter=0.5"),
-        ],
-    )
-    assert result.exit_code == 0, result.output
+    arguments = [
+        *(*common, *OPTIONS, "--steps", "1", "--questions", "1", "--clip-high", "0.3"),
+        *("--world", "clutter=0.5"),
+    ]
+    assert run(main, arguments) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'checkpoint'}\n"
     saved = json.loads((tmp_path / "brpo_config.json").read_text())
     assert saved["preset"] == "lookworld-tiny" and saved["objective"]["clip_high"] == 0.3
     assert saved["rollout"]["group_size"] == 4 and saved["reward"]["ideal_length"] == 30.0
     assert saved["world"]["clutter"] == 0.5 and saved["world"]["reasoning_length"] == 3
     line = metrics(tmp_path)[0]
     assert {"reward_accuracy", "reward_format", "reward_balance", "kl", "clip_frac"} <= set(line)
-    refused = CliRunner().invoke(main, [*common, "--temperature", "0"])
-    assert refused.exit_code == 2 and "error[E_USAGE]: temperature" in refused.output
-    refused = CliRunner().invoke(main, [*common, "--world", "clutter=much"])
-    assert refused.exit_code == 2 and "expected name=value, the value JSON" in refused.output
+    assert run(main, [*common, "--temperature", "0"]) == 2
+    assert "error[E_USAGE]: temperature" in capsys.readouterr().err
+    assert run(main, [*common, "--world", "clutter=much"]) == 2
+    assert "expected name=value, the value JSON" in capsys.readouterr().err
 
 
 def test_presets_hold_the_papers_values() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from la_trt.errors import CheckpointError
 from train.checkpointing import load_state, rng_state, save_state, set_rng_state
-from train.progress import forget_after
+from train.progress import RunLog
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,9 +90,10 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
 def test_metrics_after_the_state_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "sft.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    forget_after(path, 2)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    forget_after(tmp_path / "absent.jsonl", 2)
+    with RunLog(tmp_path, "sft", total=3, done=2) as log:
+        assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+        log.write({"step": 3})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
 def same(a: object, b: object) -> bool:
@@ -107,7 +108,7 @@ def same(a: object, b: object) -> bool:
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """SIGKILL in a step, in a save, right after it, and some time: see `killed_runs`."""
+    """SIGKILL in a step, in a save, right after it, and from outside: see `killed_runs`."""
     command = [sys.executable, "-m", "tests.train.killed_runs", str(tiny_checkpoint), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -162,8 +162,7 @@ def test_a_bad_row_is_skipped_and_counted(folder: Path, reason: str, row: Any) -
     reader = read_examples(write(folder, plain(id="before"), row, plain(id="after")))
     assert [example.id for example in reader] == ["before", "after"]
     assert reader.skipped == Counter({reason: 1})
-    assert (reader.num_examples, reader.position, reader.num_rows) == (2, 3, 3)
-    assert f"2 examples, 1 rows skipped ({reason} 1)" in reader.report()
+    assert reader.position == reader.num_rows == 3
 
 
 def test_huge_pictures_of_the_world_are_refused(folder: Path) -> None:
@@ -223,7 +222,8 @@ def test_shuffled_by_seed_and_resumed_by_position(folder: Path, num: int) -> Non
 
 def test_a_file_without_one_usable_row_does_not_go_on_for_ever(folder: Path) -> None:
     path = write(folder, b"{", plain(image="none.png"))
-    with pytest.raises(InputError, match=r"none of 2 rows can be used\n.*broken JSON 2"):
+    counts = r"\(broken JSON 2, missing image 2\)"
+    with pytest.raises(InputError, match=f"none of 2 rows can be used {counts}\n"):
         next(read_examples(path, epochs=None, seed=1))
     with pytest.raises(InputError, match="none of 0 rows"):
         next(read_examples(write(folder, b"", name="empty.jsonl"), epochs=None))

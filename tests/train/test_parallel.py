@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from torch.distributed import TCPStore
 
-from tests.train.two_processes import ROOT, free_port
+from tests.train.two_processes import ROOT
 
 # What is registered first runs last: after the group has been left, if it has.
 PROGRAM = """
@@ -23,7 +24,13 @@ assert dist.is_initialized() and dist.get_world_size() == {world}
 
 @pytest.mark.parametrize(("call", "world"), [("join_alone", 1), ("join", 2)])
 def test_a_process_leaves_its_group_when_it_ends(call: str, world: int) -> None:
-    place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+    place = {
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(call=call, world=world)],

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from la_trt.errors import InputError, UsageError
+from la_trt.lookworld import WorldConfig
 from la_trt.model import QwenVL
 from la_trt.model.weights import load_model
 from la_trt.processor.prompt import Processor
@@ -32,7 +33,8 @@ from train.rollout import (
     torch_engine,
     training_sequence,
 )
-from train.tasks import FileTasks, LookWorldTasks, answer_seed, with_pixel_limit
+from train.tasks import HALF, FileTasks, LookWorldTasks, answer_seed, with_pixel_limit
+from train.turns import LookWorldTurns
 
 CONFIG = RolloutConfig(
     questions=2, group_size=3, max_completion=11, max_length=900, batch=4, max_pixels=84 * 84
@@ -263,6 +265,13 @@ def test_lookworld_tasks_go_on_from_a_position(processor: Processor) -> None:
     assert answer_seed(1, 0) != answer_seed(0, 1) and 0 <= answer_seed(59, 10**12) < 1 << 63
     with pytest.raises(UsageError, match="seed"):
         LookWorldTasks(processor, seed=60)
+
+
+def test_brpo_never_asks_what_sft_learns_from(processor: Processor) -> None:
+    first, later = (LookWorldTasks(processor, seed=1, position=p).take() for p in (0, HALF))
+    learnt = LookWorldTurns(processor, seed=1, world=WorldConfig()).take()
+    assert first.prompt.text == later.prompt.text != learnt.prompt.text
+    assert first.seed != later.seed
 
 
 def rows_of_a_file(path: Path) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from la_trt.engines.torch import TorchEngine
@@ -25,6 +24,7 @@ from la_trt.tags import ALL_TAGS
 from tests.tiny import write_tiny_checkpoint
 from train.batch import collate
 from train.checkpointing import fingerprint
+from train.command import run
 from train.learner import Learner
 from train.presets_sft import PRESETS, DataConfig, LookConfig, RunConfig, SftConfig
 from train.reinject import build_sequences
@@ -236,7 +236,9 @@ def test_epochs_count_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert all(len(set(asked[i : i + 4])) == 4 for i in (0, 4, 8)) and asked[:4] != asked[4:8]
 
 
-def test_a_run_leaves_a_checkpoint_and_its_story(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_a_checkpoint_and_its_story(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     families = f"family_weights={list(FAMILIES)}"
     world = ["sizes=[[84,84]]", "max_objects=2", "reasoning_length=0", families]
@@ -246,8 +248,8 @@ def test_a_run_leaves_a_checkpoint_and_its_story(tiny_checkpoint: Path, tmp_path
         *("--global-batch", "2", "--micro-batch", "1", "--dtype", "float32"),
         *(part for value in world for part in ("--world", value)),
     ]
-    first = CliRunner().invoke(main, arguments)
-    assert first.exit_code == 0, first.output
+    assert run(main, arguments) == 0
+    assert capsys.readouterr().out == f"{output / 'checkpoint'}\n"
     lines = [json.loads(line) for line in (output / "sft.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and lines[0]["tok_s"] > 0
     saved = json.loads((output / "sft_config.json").read_text())
@@ -258,13 +260,25 @@ def test_a_run_leaves_a_checkpoint_and_its_story(tiny_checkpoint: Path, tmp_path
     longer = [
         a if a != "2" or arguments[i - 1] != "--steps" else "3" for i, a in enumerate(arguments)
     ]
-    assert CliRunner().invoke(main, longer).exit_code == 0
+    assert run(main, longer) == 0
     steps = [json.loads(line)["step"] for line in (output / "sft.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
     said = (output / "sft_config.json").read_bytes()
-    other = CliRunner().invoke(main, [*longer, "--lr", "0.5"])
-    assert other.exit_code == 2 and "lr" in other.output
+    assert run(main, [*longer, "--lr", "0.5"]) == 2
+    assert "was begun with lr 0.0003, now 0.5\n" in capsys.readouterr().err
     assert (output / "sft_config.json").read_bytes() == said
+
+
+def test_only_the_first_process_speaks(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("train.sft.join", lambda: (1, 2))
+    monkeypatch.setattr("train.sft.sft", lambda trainer: tmp_path)
+    assert run(main, ["--ckpt", str(tiny_checkpoint), "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_checkpoint_without_tags_gets_them(tmp_path: Path) -> None:
@@ -328,7 +342,7 @@ def test_another_checkpoint_does_not_go_on(tiny_checkpoint: Path, tmp_path: Path
     other = write_tiny_checkpoint(tmp_path / "other", seed=1)
     larger = write_tiny_checkpoint(tmp_path / "larger", vocab_size=400)
     for ckpt in (other, larger):
-        with pytest.raises(UsageError, match=r"was begun with other --ckpt\n") as caught:
+        with pytest.raises(UsageError, match=r"begun with --ckpt \w+, now \w+\n") as caught:
             make(ckpt, tmp_path / "out")
         assert caught.value.name == "E_STATE"
     state = torch.load(trainer.path, weights_only=True)
@@ -351,16 +365,17 @@ def test_the_start_is_known_again_by_any_number_of_threads() -> None:
     assert len(found) == 1
 
 
-def test_skipped_rows_are_told_by_reason(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_skipped_rows_are_told_by_reason(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = _rows(tmp_path, [1, 1])
     data.write_bytes(data.read_bytes() + b'{"id": "3", "image":\n')
     arguments = [
         *("--ckpt", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--data", str(data)),
         *("--steps", "1", "--global-batch", "3", "--micro-batch", "1", "--dtype", "float32"),
     ]
-    done = CliRunner().invoke(main, [*arguments, "--max-length", "2000"])
-    assert done.exit_code == 0, done.output
-    assert "rows skipped since this start: broken JSON " in done.output
+    assert run(main, [*arguments, "--max-length", "2000"]) == 0
+    assert "rows skipped since this start: broken JSON " in capsys.readouterr().err
     data.write_bytes(b"\n")
-    empty = CliRunner().invoke(main, [*arguments, "--output", str(tmp_path / "none")])
-    assert empty.exit_code == 3 and "no rows" in empty.output
+    assert run(main, [*arguments, "--output", str(tmp_path / "none")]) == 3
+    assert "no rows" in capsys.readouterr().err

@@ -292,6 +292,8 @@ def test_a_first_stage_killed_while_it_saves_goes_on(
         pretrain(first, tmp_path / "killed")
     monkeypatch.undo()
     ended = torch.load(pretrain(first, tmp_path / "killed"), weights_only=True)
+    story = (tmp_path / "killed" / "pretrain.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in story] == [1, 2]
     wanted = torch.load(tmp_path / "whole" / "pretrain.pt", weights_only=True)
     assert ended["step"] == wanted["step"] == 2
     for name, value in wanted["weights"]["masters"].items():
@@ -321,11 +323,14 @@ def test_a_stage_killed_before_its_export_exports_again(
 ) -> None:
     config = replace(TRIAL, steps=2, save_every=2)
 
-    def killed(*args: object) -> None:
+    def killed(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("train.coldstart.export", killed)
     with pytest.raises(KeyboardInterrupt):
         sft(config, tmp_path, None)
     monkeypatch.undo()
+    log = tmp_path / "sft.jsonl"
+    log.write_text('{"step": 1}\n')  # no state has it
     assert (sft(config, tmp_path, None) / "model.safetensors").is_file()
+    assert not log.read_text()

@@ -1,4 +1,4 @@
-"""BRPO on two gloo processes, started as `torchrun` starts them; leaves metrics and states.
+"""BRPO on two gloo processes; leaves metrics and states.
 
 `python -m tests.train.two_brpo CHECKPOINT DIRECTORY`: in DIRECTORY/live and DIRECTORY/spread
 `whole` runs to the end at once, `again` is begun by two processes that stop after one step, and

@@ -1,4 +1,4 @@
-"""SFT on two gloo processes, started as `torchrun` starts them; leaves metrics and states.
+"""SFT on two gloo processes; leaves metrics and states.
 
 `python -m tests.train.two_processes CHECKPOINT DATA DIRECTORY`: in DIRECTORY `two` runs to the
 end at once, `again` is begun by two processes that stop after two steps, and goes on from there.
@@ -7,9 +7,10 @@ end at once, `again` is begun by two processes that stop after two steps, and go
 from __future__ import annotations
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Protocol, TypeVar
 
 import torch
 import torch._dynamo  # a first step imports it; here it is done once for all children
+import torch.distributed as dist
 
 from train.presets_sft import DataConfig, LookConfig, RunConfig, SftConfig
 from train.sft import Trainer, sft
@@ -62,29 +64,21 @@ def go_on(trainer: _T, to_the_end: Callable[[_T], object], stop_after: int) -> N
     trainer.save()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def together(what: Callable[[], None]) -> None:
-    """Nothing; two processes have done it, as ranks 0 and 1."""
-    port = free_port()
+    """Nothing; two processes have done it, as ranks 0 and 1.
+
+    They meet at a file: a free port may be taken by the time that they do.
+    """
+    meeting = Path(tempfile.mkdtemp(), "store")
     children = []
     for rank in range(2):
         pid = os.fork()
         if pid == 0:
             code = 1
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
             try:
+                place = f"file://{meeting}"
+                dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
                 what()
                 code = 0
             except BaseException:
@@ -93,6 +87,7 @@ def together(what: Callable[[], None]) -> None:
                 os._exit(code)
         children.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    shutil.rmtree(meeting.parent)
     assert codes == [0, 0], f"the processes ended with {codes}"
 
 
