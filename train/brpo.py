@@ -28,9 +28,16 @@ from la_trt.reattention.policy import resolve_policy
 from la_trt.session import Session
 from train.actor import DTYPES, make_actor
 from train.board import Board
-from train.checkpointing import check_same_run, fingerprint, fixed, load_state, save_state
+from train.checkpointing import (
+    check_not_beyond,
+    check_same_run,
+    fingerprint,
+    fixed,
+    load_state,
+    save_state,
+)
 from train.coldstart import training_world
-from train.command import run
+from train.command import run, saved_steps
 from train.data import skipped_rows
 from train.options import run_options, setting_options, with_settings
 from train.parallel import from_first, join
@@ -73,7 +80,7 @@ class Trainer:
     ) -> None:
         self.config, self.ckpt, self.output, self.device = config, ckpt, output, device
         self.rank, self.world = join()
-        world = world or training_world()
+        world = self.lookworld = world or training_world()
         processor = Processor.from_pretrained(ckpt)
         self.processor = with_pixel_limit(processor, config.rollout.max_pixels)
         if device == "cuda":
@@ -194,7 +201,8 @@ def brpo(trainer: Trainer) -> Path:
     )
     half = trainer.config.optim.dtype == "bfloat16"
     attention = fast_attention() if half and trainer.device == "cpu" else nullcontext()
-    with RunLog(output, name, total=config.steps, done=trainer.step) as log, attention:
+    log_of_run = RunLog(output, name, total=config.steps, done=trainer.step)
+    with log_of_run as log, saved_steps(trainer.step) as saved, attention:
         while trainer.step < config.steps:
             report(trainer, trainer.train_step(), log, board)
             step = trainer.step
@@ -203,10 +211,13 @@ def brpo(trainer: Trainer) -> Path:
                 if trainer.rank == 0:
                     directory = trainer.export()
                     if validate:
-                        policy = trainer.config.rollout.policy
-                        scores = quick_scores(directory, config.num_validation, policy)
+                        policy, num = trainer.config.rollout.policy, config.num_validation
+                        scores = quick_scores(directory, num, policy, trainer.lookworld)
                         log.write({"step": step, **scores})
+                        accuracy = scores["validation"]
+                        board.write(step, {f"validation/{f}": accuracy[f] for f in accuracy})
                 trainer.save()  # last, so that a killed run repeats what it has not recorded
+                saved.step = step
     board.close()
     return output / "checkpoint"
 
@@ -250,6 +261,7 @@ def main(
         if note := slowness_note(config.optim.dtype, device):
             click.echo(note, err=True)
     trainer = Trainer(config, ckpt, output, data=data, images=images, world=asked, device=device)
+    check_not_beyond(trainer.step, config.run.steps)
     if first:
         with atomic_file(output / "brpo_config.json") as file:
             file.write(shown.encode() + b"\n")

@@ -79,6 +79,16 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     return state
 
 
+def check_not_beyond(done: int, steps: int) -> None:
+    """Raise UsageError E_STATE where a run has done more steps than are asked for."""
+    if done > steps:
+        raise UsageError(
+            f"steps: {done} are done already, {steps} asked for\n"
+            f"give {done} or more, or another output",
+            name="E_STATE",
+        )
+
+
 def fixed(config: Mapping[str, Mapping[str, Any]], free: Collection[str]) -> dict[str, Any]:
     """The settings that a run must keep, by name: those of all parts but `free`."""
     flat = {name: value for part in config.values() for name, value in part.items()}

@@ -75,14 +75,14 @@ class ExampleReader(Iterator[Example]):
                 f"{', '.join(_REQUIRED)}, got {start}, {epochs} and {sorted(require)}"
             )
         self.path = path
-        self.images_dir = path.parent if images_dir is None else images_dir
+        self._images_dirs = [path.parent] if images_dir is None else [images_dir, path.parent]
         self.seed, self.epochs, self.position = seed, epochs, start
         self.skipped: Counter[str] = Counter()
         self._require = tuple(require)
         self._limits = limits or RowLimits()
         self._offsets, self.fingerprint = _index(path)
         self._order: tuple[int, Any] = (-1, None)
-        self._last_good = start
+        self._last_good, self._last_error = start, ""
 
     @property
     def num_rows(self) -> int:
@@ -94,7 +94,8 @@ class ExampleReader(Iterator[Example]):
             if self.epochs is None and self.position - self._last_good >= 2 * self.num_rows:
                 raise InputError(
                     f"{self.path}: none of {self.num_rows} rows can be used "
-                    f"({by_reason(self.skipped)})\ngive rows as docs/data.md says",
+                    f"({by_reason(self.skipped)}), such as: {self._last_error}\n"
+                    "give rows as docs/data.md says",
                     name="E_DATA",
                 )
             epoch, at = divmod(self.position, self.num_rows)
@@ -103,6 +104,7 @@ class ExampleReader(Iterator[Example]):
                 example = self._read(self._row(epoch, at))
             except RowError as error:
                 self.skipped[error.reason] += 1
+                self._last_error = " ".join(str(error).splitlines()[:1])
                 continue
             self._last_good = self.position
             return example
@@ -126,7 +128,7 @@ class ExampleReader(Iterator[Example]):
             file.seek(int(self._offsets[row]))
             line = file.readline(self._limits.max_line_bytes + 1)
         example = read_row(
-            line, images_dir=self.images_dir, limits=self._limits, default_id=f"row-{row}"
+            line, images_dirs=self._images_dirs, limits=self._limits, default_id=f"row-{row}"
         )
         for name in self._require:
             if not getattr(example, name):
@@ -139,7 +141,7 @@ def read_examples(
 ) -> ExampleReader:
     """The examples of a JSONL file; `options` as of `ExampleReader`.
 
-    Images are looked for under `images_dir`, by default beside the file. `seed` shuffles the rows,
+    Images are looked for under `images_dir`, then beside the file. `seed` shuffles the rows,
     each epoch in its own order; without it they come as they stand. `epochs` None goes on for
     ever. `require`: `response` or `answer`, where rows without one are of no use. Row forms:
     `train.rows.read_row`. Raises InputError E_DATA when the file itself cannot be read.

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,8 @@ class DistillConfig:
     `num`: questions asked; fewer where the data has fewer. `policy`: what looks again while the
     answers are made; the paper's Qwen-Zero reflects on text alone. `veto`: verifiers, by comma,
     whose objection alone rejects. `split`, `first`, `world`: of LookWorld's questions, which take
-    turns by family; `world` is JSON of what differs from the default WorldConfig.
+    turns by family; `world` is JSON of what differs from the default WorldConfig. In one's own
+    data a wrong conclusion alone rejects, since few judges can object there.
     `reasoning_length`: of reasonings written as corrections.
     """
 
@@ -142,6 +143,8 @@ def decide(
     if isinstance(answer, str):
         return {"family": family, "status": "dropped", "reason": answer}
     text = answer.text.strip()
+    if example.lookworld is None:  # the judges of LookWorld's objects have nothing to say
+        rules = replace(rules, veto=(*rules.veto, "conclusion"))
     decision = judge(verifiers, text, example, rules)
     entry: dict[str, Any] = {
         "family": family,

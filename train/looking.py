@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ def summarise(found: Sequence[Looks]) -> dict[str, Any]:
         "correct_beside_right_caption": sum(one.correct for one in right),
         "correct_beside_wrong_caption": sum(one.correct for one in wrong),
         **{name: sum(getattr(one, name) for one in found) for name in names},
+        "columns": [field.name for field in fields(Looks)],
         "by_answer": [[int(value) for value in asdict(one).values()] for one in found],
     }
 

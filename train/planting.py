@@ -44,7 +44,8 @@ PLANTS: Mapping[str, Mapping[str, Any]] = {
 class PlantingConfig:
     """What is asked, and with which policy the model goes on.
 
-    `num_per_family` questions of each family, the split's first ones. `world`: JSON of what differs
+    `num_per_family` questions of each family, the split's first ones; those that no single error
+    misleads are left out. `world`: JSON of what differs
     from the default WorldConfig. `inject`: embed or kv. `repeats`: how often the given reasoning is
     said, so that the reflection stands farther from the image. `max_tokens`: of an answer, its
     given beginning included.
@@ -58,7 +59,7 @@ class PlantingConfig:
     repeats: int = 1
     max_tokens: int = 700
     batch: int = 32
-    world: str = "{}"
+    world: str = '{"reasoning_length": 3}'  # as it was learnt
 
     def __post_init__(self) -> None:
         if min(self.batch, self.num_per_family, self.repeats) < 1:
@@ -143,7 +144,8 @@ def main(
         name = f"{output.stem}.{plant.replace(' ', '-')}.metrics"
         with RunLog(output.parent, name, total=len(samples)) as log:
             found[plant] = summarise(go_on(model, samples, config, log.advance))
-        click.echo(f"{plant}: {_words(found[plant])}", err=True)
+        asked = config.num_per_family * len(FAMILIES)
+        click.echo(f"{plant}: {_words(found[plant])}, of {asked} questions", err=True)
     with atomic_file(output) as file:
         file.write(json.dumps(found).encode() + b"\n")
 

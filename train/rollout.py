@@ -68,7 +68,7 @@ class RolloutConfig:
         check(
             self,
             questions=at_least(1),
-            group_size=at_least(1),
+            group_size=at_least(2),  # an answer alone is its group's mean and teaches nothing
             max_completion=at_least(1),
             max_pixels=at_least(0),
             batch=at_least(1),

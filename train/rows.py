@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -115,7 +116,9 @@ def lookworld_example(ref: LookWorldRef, response: str | None = None) -> Example
     )
 
 
-def read_row(line: bytes, *, images_dir: Path, limits: RowLimits, default_id: str) -> Example:
+def read_row(
+    line: bytes, *, images_dirs: Sequence[Path], limits: RowLimits, default_id: str
+) -> Example:
     """The example of one line of a data file. Raises RowError.
 
     Two forms: `image` (a name, or a list of them), `question` and, as there are, `answer` and
@@ -145,7 +148,7 @@ def read_row(line: bytes, *, images_dir: Path, limits: RowLimits, default_id: st
         raise RowError("empty question", "nothing is asked")
     if len(names) > limits.images.max_images:
         raise RowError("too long", f"{len(names)} images, at most {limits.images.max_images}")
-    images = tuple(_image(images_dir / name, limits.images) for name in names)
+    images = tuple(_image(name, images_dirs, limits.images) for name in names)
     return Example(images=images, question=question, response=response, answer=answer, id=name)
 
 
@@ -211,8 +214,10 @@ def _image_names(row: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _image(path: Path, limits: Limits) -> Path:
-    """The path of a picture that decodes."""
+def _image(name: str, directories: Sequence[Path], limits: Limits) -> Path:
+    """The path of a picture that decodes, in the first of the directories that has it."""
+    paths = [directory / name for directory in directories]
+    path = next((path for path in paths if os.path.exists(path)), paths[0])
     try:
         load_image(path, limits)
     except InputError as error:

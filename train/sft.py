@@ -29,6 +29,7 @@ from train.added_tokens import missing_tags, start_rows, write_with_tags
 from train.batch import Batch, collate, pieces
 from train.board import Board
 from train.checkpointing import (
+    check_not_beyond,
     check_same_run,
     fingerprint,
     fixed,
@@ -37,7 +38,7 @@ from train.checkpointing import (
     seed_generators,
 )
 from train.coldstart import training_world
-from train.command import run
+from train.command import run, saved_steps
 from train.data import skipped_rows
 from train.export import export
 from train.learner import Learner
@@ -142,18 +143,16 @@ class Trainer:
         share, seed = (self.trainee.rank, self.trainee.world), self.config.run.seed
         position = positions[self.trainee.rank]
         processor = with_pixel_limit(self.processor, self.config.data.max_pixels)
+        asked: dict[str, Any] = {
+            "seed": seed,
+            "policy": self.policy,
+            "max_length": self.config.data.max_length,
+            "share": share,
+            "position": position,
+        }
         if data is None:
-            return LookWorldTurns(processor, seed=seed, world=world, share=share, position=position)
-        return FileTurns(
-            processor,
-            data,
-            images,
-            seed=seed,
-            policy=self.policy,
-            max_length=self.config.data.max_length,
-            share=share,
-            position=position,
-        )
+            return LookWorldTurns(processor, world=world, **asked)
+        return FileTurns(processor, data, images, **asked)
 
     def train_step(self) -> dict[str, float]:
         """The metrics of one step of the optimizer."""
@@ -274,7 +273,10 @@ def sft(trainer: Trainer) -> Path:
         output / "tensorboard", run.tensorboard if first else "off", first=trainer.step + 1
     )
     total = trainer.num_steps
-    with RunLog(output, name, total=total, done=trainer.step) as log:
+    with (
+        RunLog(output, name, total=total, done=trainer.step) as log,
+        saved_steps(trainer.step) as saved,
+    ):
         while trainer.step < total:
             metrics = trainer.train_step()
             step = trainer.step
@@ -285,6 +287,7 @@ def sft(trainer: Trainer) -> Path:
                 board.write(step, shown)
             if step % run.save_every == 0 or step == total:
                 trainer.save()
+                saved.step = step
     board.close()
     return trainer.export()
 
@@ -317,6 +320,7 @@ def main(
             click.echo(note, err=True)
     trainer = Trainer(config, ckpt, output, data=data, images=images, world=asked, device=device)
     total = trainer.num_steps
+    check_not_beyond(trainer.step, total)
     if first:  # behind the checks: a refused run leaves the settings of the one before
         click.echo(f"{trainer.step} of {total} steps done", err=True)
         with atomic_file(output / "sft_config.json") as file:

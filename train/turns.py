@@ -21,6 +21,7 @@ from train.sequences import response_targets
 from train.tasks import HALF, first_sample
 
 END = "<|im_end|>"
+_MOST_TOO_LONG = 1000  # responses in a row, after which none is thought to fit
 
 
 class Turns(Protocol):
@@ -52,6 +53,7 @@ def turn_length(turn: Turn, policy: Policy, reflection_id: int | None) -> int:
 class LookWorldTurns:
     """Responses of LookWorld's train split; of R processes each takes every R-th.
 
+    Those longer than `max_length` tokens under the policy are counted and left out.
     What a response says wrongly before its reflection carries no loss.
     """
 
@@ -61,21 +63,37 @@ class LookWorldTurns:
         *,
         seed: int,
         world: WorldConfig,
+        policy: Policy,
+        max_length: int,
         share: tuple[int, int] = (0, 1),
         position: int = 0,
     ) -> None:
         self.processor, self.world, self.share = processor, world, share
+        self.policy, self.max_length = policy, max_length
         self._first, self._position = first_sample(seed) + HALF, position or share[0]
         self.skipped: Counter[str] = Counter()
         self.fingerprint = f"lookworld {world}"
         self._end = end_token(processor)
+        self._reflection = processor.vocabulary.token_id(REFLECTION_OPEN)
 
     @property
     def position(self) -> int:
         return self._position
 
     def take(self) -> Turn:
-        """The next one of this process's share."""
+        """The next one of this process's share that fits. Raises InputError where none does."""
+        for _ in range(_MOST_TOO_LONG):
+            turn = self._next()
+            if turn_length(turn, self.policy, self._reflection) <= self.max_length:
+                return turn
+            self.skipped["E_CONTEXT_LENGTH"] += 1
+        raise InputError(
+            f"lookworld: none of {_MOST_TOO_LONG} responses fits {self.max_length} tokens\n"
+            "raise max_length, or lower max_pixels",
+            name="E_DATA",
+        )
+
+    def _next(self) -> Turn:
         drawn = sample("train", self._first + self._position % HALF, self.world)
         self._position += self.share[1]
         assert drawn.image is not None, "a sample without its picture"

@@ -17,6 +17,7 @@ import torch
 
 from la_trt.errors import MachineError, UsageError
 from la_trt.files.checkpoint import open_checkpoint
+from la_trt.lookworld import WorldConfig
 from la_trt.model.weights import load_model
 from tests.tiny import write_tiny_checkpoint
 from tests.train.two_processes import start
@@ -208,6 +209,22 @@ def test_a_run_goes_on_with_its_own_settings_only(ckpt: Path, tmp_path: Path) ->
         Trainer(TRIAL, ckpt, tmp_path / "run")
 
 
+def test_validation_asks_about_the_world_that_was_learnt(
+    ckpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, asked = replace(training_world(), clutter=0.5), []
+
+    def scores(directory: Path, num: int, policy: str, world: WorldConfig) -> dict[str, Any]:
+        asked.append((num, policy, world))
+        return {"validation": {"all": 50.0}}
+
+    monkeypatch.setattr("train.brpo.quick_scores", scores)
+    config = replace(TRIAL, run=replace(TRIAL.run, steps=1, validate_every=1, num_validation=20))
+    brpo(Trainer(config, ckpt, tmp_path, world=world))
+    assert asked == [(20, TRIAL.rollout.policy, world)]
+    assert {"step": 1, "validation": {"all": 50.0}}.items() <= metrics(tmp_path)[-1].items()
+
+
 def test_answers_left_out_leave_the_weights_alone(ckpt: Path, tmp_path: Path) -> None:
     config = replace(
         TRIAL,
@@ -373,8 +390,12 @@ def test_command_line_saves_its_settings(
     assert saved["world"]["clutter"] == 0.5 and saved["world"]["reasoning_length"] == 3
     line = metrics(tmp_path)[0]
     assert {"reward_accuracy", "reward_format", "reward_balance", "kl", "clip_frac"} <= set(line)
-    assert run(main, [*common, "--temperature", "0"]) == 2
-    assert "error[E_USAGE]: temperature" in capsys.readouterr().err
+    for flags, message in (
+        (["--temperature", "0"], "error[E_USAGE]: temperature"),
+        (["--group-size", "1"], "group_size: expected"),
+    ):
+        assert run(main, [*common, *flags]) == 2
+        assert message in capsys.readouterr().err
     assert run(main, [*common, "--world", "clutter=much"]) == 2
     assert "expected name=value, the value JSON" in capsys.readouterr().err
 

@@ -223,7 +223,8 @@ def test_shuffled_by_seed_and_resumed_by_position(folder: Path, num: int) -> Non
 def test_a_file_without_one_usable_row_does_not_go_on_for_ever(folder: Path) -> None:
     path = write(folder, b"{", plain(image="none.png"))
     counts = r"\(broken JSON 2, missing image 2\)"
-    with pytest.raises(InputError, match=f"none of 2 rows can be used {counts}\n"):
+    such = r"such as: missing image: .*none\.png.*\n"
+    with pytest.raises(InputError, match=f"none of 2 rows can be used {counts}, {such}"):
         next(read_examples(path, epochs=None, seed=1))
     with pytest.raises(InputError, match="none of 0 rows"):
         next(read_examples(write(folder, b"", name="empty.jsonl"), epochs=None))
@@ -263,6 +264,9 @@ def test_images_may_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPat
     again = next(read_examples(write(elsewhere, row, name="again.jsonl")))
     assert again.images[0].resolve() == (folder / "a.png").resolve()  # type: ignore[union-attr]
     assert (again.question, again.response) == (example.question, ANSWER)
+    # A file written here names them from its own place, with --images as before.
+    kept = next(read_examples(elsewhere / "again.jsonl", folder))
+    assert kept.images[0].resolve() == (folder / "a.png").resolve()  # type: ignore[union-attr]
 
 
 WORLDS = [WorldConfig(), WorldConfig(sizes=((112, 84), (84, 112)), clutter=0.5, inverted=True)]

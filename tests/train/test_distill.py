@@ -238,6 +238,17 @@ def test_questions_of_a_file(tmp_path: Path, data: Path) -> None:
         go(tmp_path / "other.jsonl", ask(9), reader=reader)
 
 
+def test_a_wrong_conclusion_is_enough_in_ones_own_data(tmp_path: Path, data: Path) -> None:
+    """The quorum is of judges that know a scene of LookWorld; here one alone can object."""
+
+    def ask(examples: Sequence[Example], first: int) -> list[Result | str]:
+        return [plain_answer(replace(e, answer=f"not {e.answer}")) for e in examples]
+
+    summary = go(tmp_path / "out.jsonl", ask, reader=lambda at: ExampleReader(data, start=at))
+    assert (summary["asked"], summary["kept"]) == (17, 0)
+    assert list(summary["objections"]) == ["conclusion: wrong answer"]
+
+
 def mock_asker(scripts: dict[str, str], **options: Any) -> Asker:
     engine = MockEngine(by_question({q: ids_of(t) for q, t in scripts.items()}), max_len=200)  # type: ignore[arg-type]
 

@@ -269,7 +269,9 @@ def test_lookworld_tasks_go_on_from_a_position(processor: Processor) -> None:
 
 def test_brpo_never_asks_what_sft_learns_from(processor: Processor) -> None:
     first, later = (LookWorldTasks(processor, seed=1, position=p).take() for p in (0, HALF))
-    learnt = LookWorldTurns(processor, seed=1, world=WorldConfig()).take()
+    learnt = LookWorldTurns(
+        processor, seed=1, world=WorldConfig(), policy=preset("copy"), max_length=4096
+    ).take()
     assert first.prompt.text == later.prompt.text != learnt.prompt.text
     assert first.seed != later.seed
 

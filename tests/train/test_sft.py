@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from train.presets_sft import PRESETS, DataConfig, LookConfig, RunConfig, SftCon
 from train.reinject import build_sequences
 from train.sft import Trainer, main, read_world, sft
 from train.trainee import OptimConfig
-from train.turns import FileTurns, turn_length
+from train.turns import FileTurns, LookWorldTurns, turn_length
 
 FAMILIES = (0, 1, 1, 0, 0, 0, 0, 0, 0, 1)  # those that so small a world can ask about
 WORLD = WorldConfig(sizes=((84, 84),), max_objects=2, reasoning_length=0, family_weights=FAMILIES)
@@ -223,6 +224,27 @@ def test_rows_that_do_not_fit_are_counted(tiny_checkpoint: Path, tmp_path: Path)
         turns(none, 30).take()
 
 
+def test_responses_of_lookworld_that_do_not_fit_are_counted(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor, copy = Processor.from_pretrained(tiny_checkpoint), LookConfig().policy
+    world = replace(WORLD, reasoning_length=3, error_rate=0.5)
+    tag = processor.vocabulary.controls["<REFLECTION>"]
+
+    def turns(max_length: int) -> LookWorldTurns:
+        return LookWorldTurns(processor, seed=0, world=world, policy=copy, max_length=max_length)
+
+    every = turns(10**6)
+    lengths = [turn_length(every.take(), copy, tag) for _ in range(12)]
+    limit = sorted(lengths)[5]
+    found, fitting = turns(limit), [length for length in lengths if length <= limit]
+    assert [turn_length(found.take(), copy, tag) for _ in fitting] == fitting
+    assert found.skipped == {"E_CONTEXT_LENGTH": found.position - len(fitting)}
+    monkeypatch.setattr("train.turns._MOST_TOO_LONG", 9)
+    with pytest.raises(InputError, match="lookworld: none of 9 responses fits 30 tokens"):
+        turns(30).take()
+
+
 def test_epochs_count_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = SftConfig(
         run=RunConfig(epochs=3, tensorboard="off"),
@@ -266,7 +288,38 @@ def test_a_run_leaves_a_checkpoint_and_its_story(
     said = (output / "sft_config.json").read_bytes()
     assert run(main, [*longer, "--lr", "0.5"]) == 2
     assert "was begun with lr 0.0003, now 0.5\n" in capsys.readouterr().err
+    assert run(main, arguments) == 2
+    assert "steps: 3 are done already, 2 asked for\n" in capsys.readouterr().err
     assert (output / "sft_config.json").read_bytes() == said
+
+
+def test_ctrl_c_says_where_the_run_goes_on(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = Trainer.train_step
+
+    def until(last: int) -> Callable[[Trainer], dict[str, float]]:
+        def stopped(self: Trainer) -> dict[str, float]:
+            if self.step == last:
+                raise KeyboardInterrupt
+            return step(self)
+
+        return stopped
+
+    arguments = [
+        *("--ckpt", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--steps", "9"),
+        *("--world", "sizes=[[84,84]]", "--world", f"family_weights={list(FAMILIES)}"),
+        *("--global-batch", "1", "--micro-batch", "1", "--dtype", "float32"),
+        *("--world", "max_objects=2", "--save-every", "2"),
+    ]
+    for last, then in ((1, "begins anew, nothing was saved"), (3, "goes on from step 2")):
+        monkeypatch.setattr(Trainer, "train_step", until(last))
+        assert run(main, arguments, goes_on="its last save") == 130
+        said = f"interrupted: the same command {then} (--save-every)\n"
+        assert capsys.readouterr().err.endswith(said)
 
 
 def test_only_the_first_process_speaks(

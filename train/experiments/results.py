@@ -209,7 +209,7 @@ def _attention_target(attention: Mapping[str, Any]) -> Target:
     if len({tuple(attention[name]["seeds"]) for name in DIALLED}) > 1:
         return Target(wanted=wanted, found="not run for the same seeds yet", met=None)
     times = inside[1] / inside[0]
-    said = f"{times:.2f} x ({inside[0]:.3f} to {inside[1]:.3f})"
+    said = f"{times:.2f} x ({inside[1]:.3f} for {inside[0]:.3f}, no interval)"
     return Target(wanted=wanted, found=said, met=times >= 2)
 
 
