@@ -140,15 +140,16 @@ def hallucination(values: Mapping[str, Any]) -> Figure | None:
     """Share of hallucinated kinds against the length of the description, in equal groups."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    found = False
+    nums = []
     for name, of in values["attention"].items():
         points = by_length(of["described"])
         if len(points) > 1:
             axes.plot(*zip(*points, strict=True), "o-", label=name)
-            found = True
-    if not found:
+            nums.append(len(of["described"]) // _BINS)
+    if not nums:
         return None
     axes.set(xlabel="tokens of the answer", ylabel="CHAIRi, %")
+    axes.set_title(f"{min(nums)} answers a point: what lies between lines may be noise", fontsize=9)
     axes.legend()
     return figure
 
@@ -182,6 +183,6 @@ def brpo(values: Mapping[str, Any]) -> Figure | None:
         third.plot(run["validation"]["step"], run["validation"]["accuracy"], "o-", label=label)
     first.set(xlabel="step", ylabel="reflections an answer")
     second.set(xlabel="step", ylabel="tokens inside reflections")
-    third.set(xlabel="step", ylabel="validation accuracy, %")
+    third.set(xlabel="step", ylabel="accuracy, %, validation questions")
     first.legend()
     return figure
