@@ -21,7 +21,6 @@ FLOORS = {
     "numpy": "2.0",
     "pillow": "13.0.0",
     "ml_dtypes": "0.5",
-    "safetensors": "0.8",
     "tokenizers": "0.22",
     "jinja2": "3.1.6",
     "onnx": "1.21.0",

@@ -79,7 +79,8 @@ def write_model(model: QwenVL, directory: Path, *, dtype: torch.dtype = torch.fl
         for name, tensor in model.state_dict().items()
     ]
     write_safetensors(directory / "model.safetensors", sources, metadata={"format": "pt"})
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    config = model.config.to_dict() | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
 
 
