@@ -133,7 +133,7 @@ def report_table(report: Mapping[str, Any]) -> str:
 
 
 def _caption(report: Mapping[str, Any]) -> str:
-    """Such as: lookworld (test-inverted) of out/tiny, native int8, policy copy by embed, 9 units."""
+    """Such as: lookworld (test-inverted) of tiny, native int8, policy copy by embed, 9 units."""
     asked, model = report["asked"], report["run"].get("model", "a model")
     engine, policy = asked["engine"], asked["policy"]
     split = f" ({asked['split']})" if asked.get("split") else ""
