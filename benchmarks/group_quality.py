@@ -37,15 +37,13 @@ from la_trt.model.weights import load_model
 
 BITS = {"int8": 8, "int4": 4}
 SIZES = ((32, 0), (32, 32), (128, 0), (128, 32), (128, 128))  # of weights; activations, 0: float
-
-
 CHANNELS_PER_OUTLIER, SEED = 64, 7
 
 
 def grow_outliers(model: QwenVL, factor: float) -> None:
     """Some channels that the decoder's layers read become `factor` times as large.
 
-    One in 64, drawn for each norm and for each MLP's product; what reads them is divided by
+    One in CHANNELS_PER_OUTLIER, for each norm and each MLP's product; what reads them is divided by
     `factor`, so the model computes the same. Attention's output and the head's input stay.
     """
     generator = torch.Generator().manual_seed(SEED)
@@ -72,9 +70,9 @@ def grow_outliers(model: QwenVL, factor: float) -> None:
 @click.option("--batches", default=8, show_default=True, help=f"of {SCENES * QUESTIONS} answers")
 @click.option(
     "--outliers",
-    type=click.FloatRange(min=1),
+    type=click.FloatRange(min=1, min_open=True),
     multiple=True,
-    help="times as large, one channel in 64; may be given again",
+    help=f"times as large, one channel in {CHANNELS_PER_OUTLIER}; may be given again",
 )
 def main(ckpt: Path, batches: int, outliers: tuple[float, ...]) -> None:
     drawn = draw(ckpt, batches)

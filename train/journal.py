@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from la_trt.errors import MachineError, UsageError
-from la_trt.files.atomic import write_errors
+from la_trt.files.atomic import is_at, try_lock
+from la_trt.files.json_lines import append_durably, dump_line
 
 
 class Journal:
@@ -47,11 +46,8 @@ class Journal:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Nothing; the entry is on the disk."""
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        with write_errors(self.path):
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        line = dump_line(entry)
+        append_durably(self._file.fileno(), self.path, line)
         self.entries.append(json.loads(line))
 
     def remove(self) -> None:
@@ -59,11 +55,8 @@ class Journal:
         self.path.unlink()
 
     def _lock(self) -> None:
-        held = False
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
-        if not held:
+        descriptor = self._file.fileno()
+        if not (try_lock(descriptor) and is_at(descriptor, self.path)):
             raise MachineError(
                 f"{self.path}: another process is writing the same output\n"
                 "wait for it, or choose another output",
@@ -84,7 +77,6 @@ class Journal:
             entries.append(value)
             good += len(line)
         self._file.truncate(good)
-        self._file.seek(0, os.SEEK_END)
         if not entries:
             self.entries = []
             self.append(header)

@@ -214,7 +214,7 @@ def _asked(
         "model": fingerprint(source.engine or source.ckpt or shipped()),
         "backend": source.backend,
         "max_model_len": source.max_model_len,
-        **({} if source.kv_dtype is None else {"kv_dtype": source.kv_dtype}),
+        "kv_dtype": source.kv_dtype,
         "images": None if images is None else str(images.absolute()),
         "limits": asdict(limits),
         "policy": settings["policy"].to_dict(),

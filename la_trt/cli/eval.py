@@ -234,7 +234,7 @@ def _settings(
                 "name": engine.name,
                 "dtype": engine.dtype,
                 "max_len": engine.max_len,
-                **({} if source.kv_dtype is None else {"kv_dtype": source.kv_dtype}),
+                "kv_dtype": engine.details.get("kv_dtype"),
             },
             "policy": options.policy.to_dict(),
             "sampling": asdict(options.sampling),

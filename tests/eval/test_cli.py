@@ -284,6 +284,8 @@ def test_the_shipped_model_answers(cli: RunCli, tmp_path: Path) -> None:  # noqa
     report = json.loads((tmp_path / "o" / "report.json").read_text())
     default = "native" if find_spec("la_trt._native") else "onnx"
     assert report["num_units"] == 2 and report["asked"]["engine"]["name"] == default
+    kept = "float32" if default == "native" else None  # named, though nobody asked for it
+    assert report["asked"]["engine"]["kv_dtype"] == kept
     assert report["answers"]["tokens_mean"] > 20 and report["answers"]["truncated_frac"] == 0
     assert report["answers"]["reinjected_tokens_mean"] > 0
     lines = [json.loads(x) for x in (tmp_path / "o" / "answers.jsonl").read_text().splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from la_trt.errors import GateError, InputError, MachineError
-from la_trt.files.atomic import atomic_file
+from la_trt.files.atomic import atomic_file, try_lock
 from train.experiments.code import REPOSITORY, code_version
 from train.experiments.kept import find_kept, input_digests, keep, note_inputs
 from train.experiments.stages import MARKER, Finished, Stage, in_order, keys_of, read_marker
@@ -252,12 +251,10 @@ class Runner:
 def _locked(work: Path) -> Iterator[None]:
     """Hold the one lock of a work directory. Raises MachineError E_LOCKED."""
     with (work / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
             raise MachineError(
                 f"{work}: another process runs stages there\nwait for it", name="E_LOCKED"
-            ) from None
+            )
         yield
 
 
